@@ -1,0 +1,60 @@
+# Every target sets up what it needs in .venv. CONSTRAINTS= installs the newest releases instead of
+# the tested ones; PYTHON=python3.13 chooses the interpreter.
+PYTHON ?= python3
+CONSTRAINTS ?= -c constraints.txt
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo demo-full test test-slow test-float32 lint docs-tests benchmarks constraints clean
+
+demo: $(VENV)/.demo  ## the main job on handwritten digits; OPTIONS="--seeds 128" changes the spec
+	$(BIN)/bwflow demo $(OPTIONS)
+
+demo-full: $(VENV)/.demo  ## the same on the full 8 x 8 images (64 x 64 covariance of rank 61)
+	$(BIN)/bwflow demo --full $(OPTIONS)
+
+test: $(VENV)/.test  ## the test suite in double precision
+	JAX_ENABLE_X64=1 $(PYTEST) $(PYTEST_OPTIONS)
+
+test-float32: $(VENV)/.test  ## the same in single precision
+	JAX_ENABLE_X64=0 $(PYTEST) $(PYTEST_OPTIONS)
+
+test-slow: $(VENV)/.test  ## whole processes: the demo, notebooks, benchmarks at smoke size
+	JAX_ENABLE_X64=1 $(PYTEST) -m slow $(PYTEST_OPTIONS)
+
+docs-tests: $(VENV)/.test  ## the examples in docstrings and README
+	JAX_ENABLE_X64=1 $(PYTEST) --doctest-modules bwflow --doctest-glob=README.md README.md
+
+lint: $(VENV)/.lint  ## style, formatting, types, import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --level error
+	$(BIN)/lint-imports
+
+benchmarks: $(VENV)/.test  ## every benchmark at full size; results under results/
+	set -e; for file in benchmarks/[A-Z]*.py; do $(BIN)/python $$file; done
+
+constraints: $(VENV)/.test $(VENV)/.lint  ## record the versions in .venv as the tested ones
+	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools > constraints.txt
+
+clean:
+	rm -rf $(VENV) .cache results
+
+$(VENV)/.pip:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
+	$(PIP) install $(CONSTRAINTS) -e '.[demo]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.pip pyproject.toml constraints.txt
+	$(PIP) install $(CONSTRAINTS) -e '.[demo]' --group test
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.pip pyproject.toml constraints.txt
+	$(PIP) install $(CONSTRAINTS) -e '.[demo]' --group lint
+	touch $@

@@ -1,0 +1,83 @@
+"""Gradient dynamics of matrix factorisations under the Bures-Wasserstein distance."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Public names and the rooms that hold them. They are imported when first asked for: the command
+# line has to set its environment before jax and equinox read theirs.
+_ROOMS = {
+    "bures_wasserstein": "bures",
+    "smoothed_bures": "bures",
+    "frobenius": "losses",
+    "Target": "covariances",
+    "end_to_end": "factors",
+    "imbalance": "factors",
+    "gradient_flow": "flow",
+    "gradient_descent": "descent",
+    "Trajectory": "_trajectory",
+    "RESULTS": "_trajectory",
+    "sweep": "sweeps",
+    "Experiment": "experiment",
+}
+_MODULES = (
+    "covariances",
+    "diagnostics",
+    "experiment",
+    "factors",
+    "initializers",
+    "landscape",
+    "linalg",
+    "losses",
+    "plotting",
+    "report",
+    "statistics",
+    "store",
+    "study",
+    "theory",
+    "until",
+)
+
+__all__ = [*_ROOMS, *_MODULES, "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from bwflow import covariances as covariances
+    from bwflow import diagnostics as diagnostics
+    from bwflow import experiment as experiment
+    from bwflow import factors as factors
+    from bwflow import initializers as initializers
+    from bwflow import landscape as landscape
+    from bwflow import linalg as linalg
+    from bwflow import losses as losses
+    from bwflow import plotting as plotting
+    from bwflow import report as report
+    from bwflow import statistics as statistics
+    from bwflow import store as store
+    from bwflow import study as study
+    from bwflow import theory as theory
+    from bwflow import until as until
+    from bwflow._trajectory import RESULTS as RESULTS
+    from bwflow._trajectory import Trajectory as Trajectory
+    from bwflow.bures import bures_wasserstein as bures_wasserstein
+    from bwflow.bures import smoothed_bures as smoothed_bures
+    from bwflow.covariances import Target as Target
+    from bwflow.descent import gradient_descent as gradient_descent
+    from bwflow.experiment import Experiment as Experiment
+    from bwflow.factors import end_to_end as end_to_end
+    from bwflow.factors import imbalance as imbalance
+    from bwflow.flow import gradient_flow as gradient_flow
+    from bwflow.losses import frobenius as frobenius
+    from bwflow.sweeps import sweep as sweep
+
+
+def __getattr__(name: str):
+    if name in _ROOMS:
+        return getattr(import_module(f"bwflow.{_ROOMS[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"bwflow.{name}")
+    raise AttributeError(f"module 'bwflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

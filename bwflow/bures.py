@@ -1,0 +1,192 @@
+"""Squared Bures-Wasserstein distances, between matrices and smoothed between a network and a target.
+
+Everything is the orthogonal Procrustes form
+
+    BW^2(A A^T, B B^T) = min over partial isometries P of ||A - B P||^2 + ||B - B P P^T||^2,
+
+attained at the polar factor `P` of `B^T A`. It is a sum of squares, so it is never negative and
+has no cancellation near an optimum; and since `P` is a minimiser, the gradient is
+`2 (A - B P)` without the derivative of `P`.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, ArrayLike, Float
+
+from bwflow import _checks
+from bwflow._types import Scalar
+from bwflow.covariances import Target, covariance_matrix, eigenpairs
+from bwflow.linalg import full_precision, polar, symmetric_sylvester, symmetrize
+
+
+def smoothed_bures(W: ArrayLike, target: Target, *, tau: ArrayLike) -> Scalar:
+    """Smoothed loss of a network, `L_tau(W) = BW^2(W W^T + tau I, Sigma0)`.
+
+    Its gradient is `2 (W - B P_1)`, where `[P_1, P_2]` is the polar factor of
+    `Y = [B^T W, sqrt(tau) R^T]` and `B = Q R` the target's factor. Its derivative in `tau` is
+    `tr(I - T)`, `T` being the optimal map from `W W^T + tau I` to `Sigma0`; at `tau = 0` and
+    `rank(B^T W) < m` there is none, and `-inf` is returned.
+
+    Parameters
+    ----------
+    W
+        End-to-end matrix, `n x p`.
+    target
+        Covariance `Sigma0`, `n x n`, of rank `m`.
+    tau
+        Smoothing, in units of the covariance; not negative.
+
+    Returns
+    -------
+    Array
+        The loss, in units of the covariance; never negative.
+
+    Raises
+    ------
+    ValueError
+        If `W` is not a real floating matrix with as many rows as the target, or if `tau` is
+        negative or not finite.
+
+    Notes
+    -----
+    Cost: one SVD of an `m x (p + m)` matrix and products of size `n m p`; nothing is `n x n`
+    unless `m = n`. At `tau = 0` the loss has kinks where `rank(B^T W) < min(m, p)`; the
+    subgradient returned there is the one whose polar factor has the rank of `B^T W`. For
+    `tau > 0` everything is analytic in `W`. All derivatives are finite at repeated singular
+    values.
+
+    References
+    ----------
+    Brechet, Papagiannouli, An, Montufar (2023), arXiv 2303.03027.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> target = bw.Target(jnp.diag(jnp.array([4.0, 1.0])))
+    >>> print(bw.smoothed_bures(jnp.eye(2), target, tau=0.0).round(5))
+    1.0
+    """
+    W = _checks.end_to_end("W", W, target.dim)
+    return _distance(W, target, _checks.scalar("tau", tau, W.dtype, minimum=0.0))
+
+
+def bures_wasserstein(A: ArrayLike, B: ArrayLike) -> Scalar:
+    """Squared Bures-Wasserstein distance `tr A + tr B - 2 tr (A^{1/2} B A^{1/2})^{1/2}`.
+
+    Parameters
+    ----------
+    A, B
+        Symmetric positive semi-definite matrices of one size, of any rank.
+
+    Returns
+    -------
+    Array
+        The squared distance, in the units of `A` and `B`; never negative, and 0 to the square of
+        the rounding error where the two coincide.
+
+    Raises
+    ------
+    ValueError
+        If a matrix is not square, real floating point, finite, symmetric and positive
+        semi-definite, or if the sizes differ.
+
+    Notes
+    -----
+    Cost: two eigendecompositions and one SVD. The gradient in `A` is `I - T` with `T` the optimal
+    map from `A` to `B`, on the range of `A` where `A` is singular.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> print(bw.bures_wasserstein(4.0 * jnp.eye(3), jnp.eye(3)).round(5))
+    3.0
+    """
+    A, B = covariance_matrix("A", A), covariance_matrix("B", B)
+    if A.shape != B.shape:
+        raise ValueError(f"A and B must have one shape; got {A.shape} and {B.shape}.")
+    return _between(A, B)
+
+
+@jax.jit
+def _between(A: Array, B: Array) -> Array:
+    W = eigenpairs(A)[0]
+    return _distance(W, Target.from_factor(eigenpairs(B)[0], rank=B.shape[0]), None)
+
+
+@jax.jit
+@full_precision
+def _distance(W: Array, target: Target, tau: Array | None) -> Array:
+    """`BW^2(W W^T + tau I, B B^T)`; `tau=None` is 0 without the columns that carry it."""
+    root, vectors = jnp.sqrt(target.eigenvalues), lax.stop_gradient(target.eigenvectors)
+    parts = (W, target.factor, tau, lax.stop_gradient(root), vectors)
+    return _residual(polar(_overlap(*parts)), *parts)
+
+
+def _overlap(W: Array, factor: Array, tau: Array | None, root: Array, vectors: Array) -> Array:
+    """`B^T A` for the factor `A = [W, sqrt(tau) Q]` of what the target can see of `W W^T + tau I`."""
+    Y = factor.T @ W
+    if tau is None:
+        return Y
+    return jnp.concatenate([Y, jnp.sqrt(tau) * _triangle(factor, root, vectors)], axis=1)
+
+
+@jax.custom_jvp
+def _triangle(factor: Array, root: Array, vectors: Array) -> Array:
+    """`B^T Q` for the eigenbasis `Q` held fixed: diagonal, but its tangents are not."""
+    return jnp.diag(root)
+
+
+@_triangle.defjvp
+@full_precision
+def _(primals, tangents):
+    factor, root, vectors = primals
+    return _triangle(factor, root, vectors), tangents[0].T @ vectors
+
+
+@jax.custom_jvp
+def _residual(P: Array, W: Array, factor: Array, tau: Array | None, root: Array,
+              vectors: Array) -> Array:
+    """The sum of squares at the polar factor `P`, whose own variation does not count."""
+    n, p = W.shape
+    m = root.size
+    P1, P2 = P[:, :p], P[:, p:]
+    left_out = root[:, None] * (jnp.eye(m, dtype=P.dtype) - P @ P.T)
+    value = jnp.sum((W - factor @ P1) ** 2) + jnp.sum(left_out**2)
+    if tau is None:
+        return value
+    smoothed = jnp.sqrt(tau) * jnp.eye(m, dtype=P.dtype) - root[:, None] * P2
+    return value + jnp.sum(smoothed**2) + (n - m) * tau
+
+
+@partial(_residual.defjvp, symbolic_zeros=True)
+@full_precision
+def _(primals, tangents):
+    P, W, factor, tau, root, vectors = primals
+    _, dW, dfactor, dtau, _, _ = tangents
+    P1, P2 = P[:, : W.shape[1]], P[:, W.shape[1] :]
+    tangent = jnp.zeros((), P.dtype)
+    if not isinstance(dW, SymbolicZero):
+        tangent += jnp.vdot(2 * (W - factor @ P1), dW)
+    if not isinstance(dfactor, SymbolicZero):
+        mapped = W @ P1.T
+        if tau is not None:
+            mapped += jnp.sqrt(tau) * (vectors @ P2.T)
+        tangent += jnp.vdot(2 * (factor - mapped), dfactor)
+    if tau is not None and not isinstance(dtau, SymbolicZero):
+        tangent += _smoothing_slope(*primals) * dtau
+    return _residual(*primals), tangent
+
+
+def _smoothing_slope(P: Array, W: Array, factor: Array, tau: Array, root: Array,
+                     vectors: Array) -> Array:
+    """`tr(I - T)` with `T = B (B^T S_tau B)^{-1/2} B^T`; `-inf` where that power is infinite."""
+    modulus = symmetrize(_overlap(W, factor, tau, root, vectors) @ P.T)
+    trace = 2 * jnp.trace(symmetric_sylvester(modulus, factor.T @ factor))
+    singular = jnp.sum(P**2) < root.size - 0.5
+    return jnp.where(singular, -jnp.inf, W.shape[0] - trace)

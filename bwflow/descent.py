@@ -1,0 +1,193 @@
+"""Gradient descent in the parameters with any optax optimiser."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array
+
+from bwflow import _checks
+from bwflow._trajectory import RESULTS, Trajectory, concluded
+from bwflow._types import Loss, Params, Probe
+from bwflow.diagnostics import Point, bound_probe, standard
+from bwflow.factors import Deep
+from bwflow.flow import traced_numbers
+from bwflow.until import Criterion
+
+
+def gradient_descent(
+    loss: Loss,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    save_every: int = 1,
+    factorization: Any = Deep(),  # noqa: B008 (immutable)
+    probe: Probe = standard,
+    until: Criterion | None = None,
+    throw: bool = True,
+) -> Trajectory:
+    """Descend a loss from given parameters.
+
+    With `optax.sgd(eta)` the step is `W_j <- W_j - eta W_{>j}^T G W_{<j}^T`, all layers from the
+    same old values.
+
+    Parameters
+    ----------
+    loss
+        Function of the end-to-end matrix, a pytree: a module of `bwflow.losses` or
+        `jax.tree_util.Partial(bwflow.smoothed_bures, target=..., tau=...)`.
+    params
+        The start: the tuple `(W_1, ..., W_N)`, or what `factorization` assembles.
+    optimizer
+        Any optax transformation, schedules included. It receives `value`, `grad` and `value_fn`
+        (the loss of the parameters) as extra arguments where it takes them.
+    num_steps
+        Number of updates.
+    save_every
+        Updates between records. The last record is the end even if it falls between.
+    factorization
+        How parameters become the end-to-end matrix.
+    probe
+        What to record: `bwflow.diagnostics.record(...)` or a function of `(loss, params)`.
+    until
+        Criterion of `bwflow.until` at which to stop; it is checked at every step.
+    throw
+        Whether to raise if the loss becomes non-finite. If not, look at `result`.
+
+    Returns
+    -------
+    Trajectory
+        With `clock="step"`.
+
+    Raises
+    ------
+    ValueError
+        If a count is not a positive integer or the parameters do not fit together.
+    RuntimeError
+        If the loss or the parameters become non-finite and `throw` is true.
+
+    Notes
+    -----
+    Cost: one gradient a step. Without `until` the loop has a fixed length and is differentiable
+    in both modes; with it, in forward mode only. A fresh optimiser is a fresh program: keep the
+    object, or sweep its numbers inside one `jax.vmap`.
+
+    References
+    ----------
+    Brechet et al. (2023), arXiv 2303.03027.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import bwflow as bw
+    >>> loss = bw.losses.BuresWasserstein(bw.Target(4.0 * jnp.eye(2)), tau=0.0)
+    >>> run = bw.gradient_descent(loss, (jnp.eye(2),), optax.sgd(0.5), num_steps=1)
+    >>> print(run.factors[0].round(4))
+    [[2. 0.]
+     [0. 2.]]
+    """
+    params = jax.tree.map(jnp.asarray, params)
+    factorization.bottleneck(params)  # refuses what does not chain
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    trajectory = _descend(
+        traced_numbers(loss, dtype),
+        params,
+        optimizer,
+        traced_numbers(until, dtype),
+        bound_probe(probe, loss, factorization),
+        factorization,
+        _checks.positive_int("num_steps", num_steps),
+        _checks.positive_int("save_every", save_every),
+    )
+    return concluded(trajectory, throw)
+
+
+class _State(NamedTuple):
+    params: Params
+    memory: Any  # of the optimiser
+    step: Array
+    hit: Array
+    running: Array
+
+
+@eqx.filter_jit
+def _descend(loss, params, optimizer, until, probe, factorization, num_steps, save_every):
+    optimizer = optax.with_extra_args_support(optimizer)
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    threshold = None
+    if until is not None:
+        threshold = until.threshold(Point(loss, params, factorization))
+
+    def advance(state: _State) -> _State:
+        point = Point(loss, state.params, factorization)
+        new_params, memory = _update(optimizer, point, state.memory)
+        moved = _State(new_params, memory, state.step + 1, state.hit, state.running)
+        if until is None:
+            return moved
+        excess = until.excess(point, threshold)
+        met, broken = excess <= 0, ~jnp.isfinite(excess)
+        stopped = state._replace(
+            hit=jnp.where(met, state.step.astype(dtype), state.hit), running=jnp.asarray(False)
+        )
+        return jax.tree.map(lambda a, b: jnp.where(met | broken, a, b), stopped, moved)
+
+    def segment(state: _State, length: int) -> tuple[_State, Any]:
+        if until is None:
+            state = lax.fori_loop(0, length, lambda _, s: advance(s), state)
+        else:
+            end = state.step + length
+            state = lax.while_loop(lambda s: s.running & (s.step < end), advance, state)
+        return state, probe(loss, state.params)
+
+    zero = jnp.zeros((), jnp.int32)
+    state = _State(params, _initial(optimizer, params), zero, jnp.asarray(jnp.inf, dtype),
+                   jnp.asarray(True))
+    whole, rest = divmod(num_steps, save_every)
+    rows = [jax.tree.map(lambda x: x[None], probe(loss, params))]
+    if whole:
+        state, saved = lax.scan(lambda s, _: segment(s, save_every), state, length=whole)
+        rows.append(saved)
+    if rest:
+        state, last = segment(state, rest)
+        rows.append(jax.tree.map(lambda x: x[None], last))
+    hit = state.hit
+    if until is not None:
+        # The loop looks at a state before it moves on, so the very last one is still unseen.
+        met = until.excess(Point(loss, state.params, factorization), threshold) <= 0
+        hit = jnp.where(state.running & met, state.step.astype(dtype), hit)
+    value = Point(loss, state.params, factorization).value
+    saves = [*range(0, num_steps, save_every), num_steps]
+    return Trajectory(
+        times=jnp.asarray(saves, jnp.int32),
+        probes=jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows),
+        factors=state.params,
+        num_steps=state.step,
+        hit=hit,
+        result=RESULTS.where(jnp.isfinite(value), RESULTS.successful, RESULTS.nonfinite),
+        clock="step",
+    )
+
+
+def _initial(optimizer: optax.GradientTransformationExtraArgs, params: Params) -> Any:
+    # Strongly typed leaves, so that the state has one type all along the loop.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.tree.map(jnp.asarray, optimizer.init(params))
+
+
+def _update(optimizer: optax.GradientTransformationExtraArgs, point: Point, memory: Any) -> tuple:
+    """One update; optax mixes dtypes (a step count with floats), which strict mode would refuse."""
+    with jax.numpy_dtype_promotion("standard"):
+        updates, memory = optimizer.update(
+            point.gradients,
+            memory,
+            point.params,
+            value=point.value,
+            grad=point.gradients,
+            value_fn=lambda params: Point(point.loss, params, point.factorization).value,
+        )
+        return optax.apply_updates(point.params, updates), memory

@@ -1,0 +1,200 @@
+"""The network as a tuple `(W_1, ..., W_N)` with end-to-end matrix `W = W_N ... W_1`.
+
+`W_1` is applied first: it is the rightmost factor and takes the latent dimension.
+"""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bwflow import _checks
+from bwflow._types import Factors, Widths
+from bwflow.linalg import full_precision
+
+
+class Deep(eqx.Module):
+    """Factorization of a deep linear network: the parameters are its layers.
+
+    The default of both dynamics. A factorization says how parameters become the end-to-end matrix
+    and how a gradient comes back to them.
+    """
+
+    def assemble(self, params: Factors) -> Float[Array, "n p"]:
+        """End-to-end matrix of the parameters."""
+        return end_to_end(params)
+
+    def pullback(self, params: Factors, G: Float[Array, "n p"]) -> Factors:
+        """Layer gradients `W_{>j}^T G W_{<j}^T` of a gradient `G` in the end-to-end matrix."""
+        return jax.vjp(end_to_end, params)[1](G)[0]
+
+    def grams(self, params: Factors) -> tuple[tuple[Array, Array], ...]:
+        """Per layer `(W_{>j}^T W_{>j}, W_{<j} W_{<j}^T)`, what a preconditioner divides by."""
+        with full_precision:
+            return tuple((A.T @ A, B @ B.T) for A, B in zip(*partial_products(params), strict=True))
+
+    def bottleneck(self, params: Factors) -> int:
+        """Largest rank the end-to-end matrix can have."""
+        return min(widths(params))
+
+
+def widths(factors: Factors) -> Widths:
+    """`(d_0, ..., d_N)` of the factors.
+
+    Raises
+    ------
+    ValueError
+        If there are no factors, one is not a matrix or is empty, or neighbours do not fit.
+    """
+    if not isinstance(factors, (tuple, list)) or not factors:
+        raise ValueError(f"factors must be a non-empty tuple of matrices; got {factors!r}.")
+    shapes = [jnp.shape(W) for W in factors]
+    for j, shape in enumerate(shapes, start=1):
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"factors must be non-empty matrices; W_{j} has shape {shape}.")
+    for j, (inner, outer) in enumerate(zip(shapes, shapes[1:], strict=False), start=1):
+        if outer[1] != inner[0]:
+            raise ValueError(
+                f"factors must chain: W_{j + 1} of shape {outer} cannot follow W_{j} of shape "
+                f"{inner}; expected {inner[0]} columns."
+            )
+    return (shapes[0][1], *(shape[0] for shape in shapes))
+
+
+@full_precision
+def end_to_end(factors: Factors) -> Float[Array, "n p"]:
+    """End-to-end matrix `W = W_N ... W_1`, multiplied from the right.
+
+    Parameters
+    ----------
+    factors
+        The layers `(W_1, ..., W_N)`; `W_j` is `d_j x d_{j-1}`.
+
+    Raises
+    ------
+    ValueError
+        If the factors are not a chain of matrices.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> bw.end_to_end((2.0 * jnp.ones((3, 1)), jnp.ones((2, 3)))).tolist()
+    [[6.0], [6.0]]
+    """
+    widths(factors)
+    W = factors[0]
+    for layer in factors[1:]:
+        W = layer @ W
+    return W
+
+
+@full_precision
+def partial_products(factors: Factors) -> tuple[Factors, Factors]:
+    """The products on both sides of every layer, `(W_{>1}, ..., W_{>N})` and `(W_{<1}, ..., W_{<N})`.
+
+    `W_{>j} = W_N ... W_{j+1}` and `W_{<j} = W_{j-1} ... W_1`, identities at the ends; `2 N`
+    products in all.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bwflow import factors
+    >>> above, below = factors.partial_products((2.0 * jnp.eye(1), 3.0 * jnp.eye(1)))
+    >>> [float(A[0, 0]) for A in above], [float(B[0, 0]) for B in below]
+    ([3.0, 1.0], [1.0, 2.0])
+    """
+    d = widths(factors)
+    dtype = factors[0].dtype
+    above, below = [jnp.eye(d[-1], dtype=dtype)], [jnp.eye(d[0], dtype=dtype)]
+    for layer in factors[:-1]:
+        below.append(layer @ below[-1])
+    for layer in factors[:0:-1]:
+        above.append(above[-1] @ layer)
+    return tuple(above[::-1]), tuple(below)
+
+
+@full_precision
+def imbalance(factors: Factors) -> Factors:
+    """Imbalances `D_j = W_{j+1}^T W_{j+1} - W_j W_j^T`, `j = 1..N-1`, conserved by gradient flows.
+
+    Returns
+    -------
+    tuple of Array
+        `N - 1` symmetric matrices; empty for one layer.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> bw.imbalance((2.0 * jnp.eye(1), 3.0 * jnp.eye(1)))[0].tolist()
+    [[5.0]]
+    """
+    widths(factors)
+    pairs = zip(factors, factors[1:], strict=False)
+    return tuple(outer.T @ outer - inner @ inner.T for inner, outer in pairs)
+
+
+def zero_pad(factors: Factors, new_widths: Sequence[int]) -> Factors:
+    """The same network in larger layers, new rows and columns zero.
+
+    The padded entries have zero gradient wherever the first and last widths are kept or padded
+    against a padded target, so the network moves as before: this lets runs of several widths
+    share one compiled program.
+
+    Raises
+    ------
+    ValueError
+        If `new_widths` has another length or is smaller somewhere.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bwflow import factors
+    >>> factors.widths(factors.zero_pad((jnp.ones((2, 2)), jnp.ones((2, 2))), (2, 5, 2)))
+    (2, 5, 2)
+    """
+    old = widths(factors)
+    if len(new_widths) != len(old) or any(a < b for a, b in zip(new_widths, old, strict=True)):
+        raise ValueError(
+            f"new_widths must be {len(old)} numbers, none below {old}; got {tuple(new_widths)}."
+        )
+    extra = [a - b for a, b in zip(new_widths, old, strict=True)]
+    return tuple(
+        jnp.pad(W, ((0, rows), (0, columns)))
+        for W, rows, columns in zip(factors, extra[1:], extra, strict=False)
+    )
+
+
+def constant_widths(n: int, depth: int, *, inner: int | None = None) -> Widths:
+    """Widths `(k, ..., k, n)` of `depth` layers: every inner and the latent one `k = inner`.
+
+    Examples
+    --------
+    >>> from bwflow import factors
+    >>> factors.constant_widths(16, 3, inner=4)
+    (4, 4, 4, 16)
+    """
+    n, depth = _checks.positive_int("n", n), _checks.positive_int("depth", depth)
+    k = n if inner is None else _checks.positive_int("inner", inner)
+    return (k,) * depth + (n,)
+
+
+def linear_widths(n: int, depth: int, *, bottleneck: int, latent: int | None = None) -> Widths:
+    """Widths that fall linearly from the latent dimension to `bottleneck` and rise again to `n`.
+
+    Examples
+    --------
+    >>> from bwflow import factors
+    >>> factors.linear_widths(16, 4, bottleneck=4)
+    (16, 10, 4, 10, 16)
+    """
+    n, depth = _checks.positive_int("n", n), _checks.positive_int("depth", depth)
+    latent = n if latent is None else _checks.positive_int("latent", latent)
+    bottleneck = _checks.positive_int("bottleneck", bottleneck)
+    middle = depth // 2
+    down = [round(latent + (bottleneck - latent) * j / middle) for j in range(middle)]
+    up = [round(bottleneck + (n - bottleneck) * j / (depth - middle)) for j in range(depth - middle + 1)]
+    return (*down, *up)

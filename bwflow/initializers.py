@@ -1,0 +1,381 @@
+"""Initial factors: factories of functions `init(key, widths, dtype=float) -> (W_1, ..., W_N)`.
+
+The layers have shapes `(d_j, d_{j-1})` for `widths = (d_0, ..., d_N)`. Keys and scales may be
+traced, widths and ranks may not. Everything is drawn in the dtype asked for, so that for a given
+one the numbers are the same whether or not 64-bit types are enabled.
+
+Raises
+------
+ValueError
+    By every factory, if a scale is negative or not finite. By every `init`, if the widths are not
+    at least two positive integers or the dtype is not real floating point.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, DTypeLike, PRNGKeyArray
+
+from bwflow import _checks
+from bwflow._types import Factors, Initializer, Widths
+from bwflow.covariances import Target
+from bwflow.linalg import full_precision, range_mask
+
+
+def gaussian(std: ArrayLike | None = None) -> Initializer:
+    """Independent entries `N(0, std^2)`; by default `std^2 = 1 / d_{j-1}`, which keeps norms.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import bwflow as bw
+    >>> factors = bw.initializers.gaussian(0.1)(jax.random.key(0), (2, 3, 4))
+    >>> [W.shape for W in factors]
+    [(3, 2), (4, 3)]
+    """
+    if std is None:
+        return _by_variance(1.0, "fan_in", "normal")
+    return _independent(jax.nn.initializers.normal(_magnitude("std", std)))
+
+
+def uniform(bound: ArrayLike | None = None) -> Initializer:
+    """Independent entries uniform on `(-bound, bound)`; by default `bound^2 = 3 / d_{j-1}`.
+
+    The variance is `bound^2 / 3`, by default that of `gaussian`.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import bwflow as bw
+    >>> (W,) = bw.initializers.uniform(0.5)(jax.random.key(0), (10, 10))
+    >>> bool((abs(W) <= 0.5).all())
+    True
+    """
+    if bound is None:
+        return _by_variance(1.0, "fan_in", "uniform")
+    bound = _magnitude("bound", bound)
+
+    def draw(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike) -> Array:
+        return jnp.asarray(bound, dtype) * jax.random.uniform(key, shape, dtype, -1.0, 1.0)
+
+    return _independent(draw)
+
+
+def xavier_normal(gain: ArrayLike = 1.0) -> Initializer:
+    """Gaussian entries of variance `2 gain^2 / (d_{j-1} + d_j)` (Glorot and Bengio 2010).
+
+    Examples
+    --------
+    >>> import jax
+    >>> import bwflow as bw
+    >>> (W,) = bw.initializers.xavier_normal()(jax.random.key(0), (300, 100))
+    >>> print(round(float(W.var()), 3))
+    0.005
+    """
+    return _by_variance(_magnitude("gain", gain) ** 2, "fan_avg", "normal")
+
+
+def xavier_uniform(gain: ArrayLike = 1.0) -> Initializer:
+    """Uniform on `(-b, b)` with `b^2 / 3 = 2 gain^2 / (d_{j-1} + d_j)`, the Xavier variance.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import bwflow as bw
+    >>> (W,) = bw.initializers.xavier_uniform()(jax.random.key(0), (4, 2))
+    >>> bool((abs(W) <= 1).all())
+    True
+    """
+    return _by_variance(_magnitude("gain", gain) ** 2, "fan_avg", "uniform")
+
+
+def kaiming_normal(gain: ArrayLike = 2**0.5) -> Initializer:
+    """Gaussian entries of variance `gain^2 / d_{j-1}` (He et al., arXiv 1502.01852).
+
+    Their gain is made for rectifiers; a linear network keeps norms with `gain = 1`.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import bwflow as bw
+    >>> (W,) = bw.initializers.kaiming_normal()(jax.random.key(0), (200, 100))
+    >>> print(round(float(W.var()), 2))
+    0.01
+    """
+    return _by_variance(_magnitude("gain", gain) ** 2, "fan_in", "normal")
+
+
+def kaiming_uniform(gain: ArrayLike = 2**0.5) -> Initializer:
+    """Uniform on `(-b, b)` with `b^2 / 3 = gain^2 / d_{j-1}`, the Kaiming variance.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import bwflow as bw
+    >>> (W,) = bw.initializers.kaiming_uniform()(jax.random.key(0), (6, 3))
+    >>> bool((abs(W) <= 1).all())
+    True
+    """
+    return _by_variance(_magnitude("gain", gain) ** 2, "fan_in", "uniform")
+
+
+def orthogonal(scale: ArrayLike = 1.0) -> Initializer:
+    """Layers `scale Q` with `Q` uniform among the matrices of orthonormal rows or columns.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import bwflow as bw
+    >>> (W,) = bw.initializers.orthogonal(2.0)(jax.random.key(0), (5, 2))
+    >>> abs(W @ W.T).round(4).tolist()
+    [[4.0, 0.0], [0.0, 4.0]]
+    """
+    return _independent(jax.nn.initializers.orthogonal(_magnitude("scale", scale)))
+
+
+def identity(scale: ArrayLike = 1.0) -> Initializer:
+    """Layers `scale I`, rectangular where the widths are; the key is not used.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import bwflow as bw
+    >>> bw.initializers.identity(0.5)(jax.random.key(0), (2, 3))[0].tolist()
+    [[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]]
+    """
+    scale = _magnitude("scale", scale)
+
+    def draw(_: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike) -> Array:
+        return jnp.asarray(scale, dtype) * jnp.eye(*shape, dtype=dtype)
+
+    return _independent(draw)
+
+
+def balanced(
+    init: Initializer | None = None,
+    *,
+    scale: ArrayLike = 1.0,
+    min_singular_value: ArrayLike = 0.0,
+    rank: int | None = None,
+) -> Initializer:
+    """Even split of a random end-to-end matrix: `W_{j+1}^T W_{j+1} = W_j W_j^T` for every `j`.
+
+    With the `r` leading singular triples `U diag(s) V^T` of `scale` times a draw of `init`, `s`
+    raised to at least `min_singular_value`, and `a = s^{1/N}`, the factors are
+    `W_1 = [diag(a); 0] V^T`, `W_j = diag(a)` padded by zeros, `W_N = U [diag(a), 0]`. A draw of
+    rank above `r` is thereby cut to its best approximation of rank `r`: networks with different
+    bottlenecks start at different end-to-end matrices.
+
+    Parameters
+    ----------
+    init
+        Draws the `n x p` matrix, as a network of one layer; `gaussian()` by default.
+    scale
+        Factor on the end-to-end matrix, whatever the depth.
+    min_singular_value
+        Lower bound of all `r` singular values.
+    rank
+        Where given, `r` is the least of it and the widths; else the least of the widths alone.
+
+    Raises
+    ------
+    ValueError
+        If `rank` is not a positive integer.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import bwflow as bw
+    >>> factors = bw.initializers.balanced(scale=0.1)(jax.random.key(0), (4, 5, 3))
+    >>> bool(abs(bw.imbalance(factors)[0]).max() < 1e-6)
+    True
+    """
+    inner = gaussian() if init is None else init
+    scale = _magnitude("scale", scale)
+    floor = _magnitude("min_singular_value", min_singular_value)
+    bound = None if rank is None else _checks.positive_int("rank", rank)
+
+    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
+        widths, dtype = _layout(widths, dtype)
+        (W,) = inner(key, (widths[0], widths[-1]), dtype)
+        r = min(widths) if bound is None else min(bound, *widths)
+        return _split(W, jnp.asarray(scale, dtype), jnp.asarray(floor, dtype), r, widths)
+
+    return initialize
+
+
+def low_rank(rank: int, *, scale: ArrayLike = 1.0) -> Initializer:
+    """Even split of `W = scale (r p)^{-1/2} L R`, with `L` (`n x r`) and `R` (`r x p`) Gaussian.
+
+    The entries of `L` and `R` are independent standard normals; those of `W` have variance
+    `scale^2 / p` whatever the rank `r`.
+
+    Raises
+    ------
+    ValueError
+        If `rank` is not a positive integer, or is above the bottleneck of the widths.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import bwflow as bw
+    >>> factors = bw.initializers.low_rank(2)(jax.random.key(0), (5, 4, 6))
+    >>> int(jax.numpy.linalg.matrix_rank(bw.end_to_end(factors)))
+    2
+    """
+    rank, scale = _checks.positive_int("rank", rank), _magnitude("scale", scale)
+
+    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
+        widths, dtype = _layout(widths, dtype)
+        if rank > min(widths):
+            raise ValueError(
+                f"rank must be at most the bottleneck {min(widths)} of widths {widths}; got {rank}."
+            )
+        # The variances 1/p and 1/r are those of a network with one hidden layer of r units.
+        R, L = gaussian()(key, (widths[0], rank, widths[-1]), dtype)
+        return _split(_product(L, R), jnp.asarray(scale, dtype), 0.0, rank, widths)
+
+    return initialize
+
+
+def near_target(target: Target, *, radius: ArrayLike = 0.5) -> Initializer:
+    """Even split of `W = (Omega_k diag(lambda_k)^{1/2} + D) V^T`, a root of the target moved.
+
+    With `r` the bottleneck and `k = min(r, target.rank)`: the `k` leading eigenpairs, followed by
+    `r - k` zero columns; `D` (`n x r`) Gaussian of Frobenius norm `radius sqrt(lambda_k)`; `V`
+    (`p x r`) uniform with orthonormal columns. Hence, for `Sigma_k` the target cut to rank `k`,
+    the distance of `W W^T` from it and the singular values of `W` have the bounds
+
+        BW(W W^T, Sigma_k) <= radius sqrt(lambda_k),   sigma_k(W) >= (1 - radius) sqrt(lambda_k).
+
+    Raises
+    ------
+    ValueError
+        If the last of the widths is not the dimension of the target.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import bwflow as bw
+    >>> target = bw.Target(jax.numpy.diag(jax.numpy.array([4.0, 1.0])))
+    >>> factors = bw.initializers.near_target(target, radius=0.5)(jax.random.key(0), (2, 2, 2))
+    >>> bool(bw.smoothed_bures(bw.end_to_end(factors), target, tau=0.0) <= 0.25)
+    True
+    """
+    radius = _magnitude("radius", radius)
+
+    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
+        widths, dtype = _layout(widths, dtype)
+        n, p, r = widths[-1], widths[0], min(widths)
+        if n != target.dim:
+            raise ValueError(
+                f"widths must end with {target.dim}, the dimension of the target; got {widths}."
+            )
+        k = min(r, target.rank)
+        root = jnp.sqrt(jnp.maximum(target.eigenvalues[:k], 0.0)).astype(dtype)
+        key_V, key_D = jax.random.split(key)
+        V = jax.random.orthogonal(key_V, p, dtype=dtype, m=r)
+        D = jax.random.normal(key_D, (n, r), dtype)
+        D = jnp.asarray(radius, dtype) * root[-1] / jnp.linalg.norm(D) * D
+        start = target.eigenvectors[:, :k].astype(dtype) * root[None, :]
+        return split_evenly(_product(D + jnp.pad(start, ((0, 0), (0, r - k))), V.T), widths)
+
+    return initialize
+
+
+def split_evenly(W: ArrayLike, widths: Sequence[int]) -> Factors:
+    """Balanced factors of an end-to-end matrix, as `balanced` makes them of a random one.
+
+    One layer is `W` itself. If the rank of `W` is above the least of several widths, its best
+    approximation of that rank is split instead. Singular values at the level of rounding count
+    as zeros: their N-th roots would not be small.
+
+    Raises
+    ------
+    ValueError
+        If `W` is not a real floating matrix of shape `(d_N, d_0)`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> factors = bw.initializers.split_evenly(jnp.array([[8.0]]), (1, 1, 1, 1))
+    >>> [round(abs(float(W[0, 0])), 5) for W in factors]
+    [2.0, 2.0, 2.0]
+    """
+    W = _checks.real_array("W", W, ndim=2)
+    widths, _ = _layout(widths, W.dtype)
+    if W.shape != (widths[-1], widths[0]):
+        raise ValueError(
+            f"W must have shape {(widths[-1], widths[0])} for widths {widths}; got {W.shape}."
+        )
+    return (W,) if len(widths) == 2 else _split(W, 1.0, 0.0, min(widths), widths)
+
+
+# What a specification may name: the factories that need no target.
+_NORMS = (gaussian, uniform, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform)
+INITIALIZERS: dict[str, Callable[..., Initializer]] = {
+    factory.__name__: factory for factory in (*_NORMS, orthogonal, identity, balanced, low_rank)
+}
+
+
+def _magnitude(name: str, x: ArrayLike) -> ArrayLike:
+    """`x` itself if it is a scalar and not negative; it is cast where it meets the layers."""
+    _checks.scalar(name, x, float, minimum=0.0)
+    return x
+
+
+def _layout(widths: Sequence[int], dtype: DTypeLike) -> tuple[Widths, DTypeLike]:
+    """Widths as a tuple and the dtype that will be used, or a refusal."""
+    if len(widths) < 2:
+        raise ValueError(f"widths must have at least two entries (d_0, ..., d_N); got {widths!r}.")
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be real floating point; got {dtype}.")
+    return tuple(_checks.positive_int(f"widths[{j}]", d) for j, d in enumerate(widths)), dtype
+
+
+def _independent(draw: Callable[..., Array]) -> Initializer:
+    """Layers drawn one by one, each with a key of its own."""
+
+    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
+        widths, dtype = _layout(widths, dtype)
+        keys = jax.random.split(key, len(widths) - 1)
+        shapes = zip(widths[1:], widths, strict=False)
+        return tuple(draw(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True))
+
+    return initialize
+
+
+def _by_variance(scale: ArrayLike, mode: str, distribution: str) -> Initializer:
+    draw = jax.nn.initializers.variance_scaling(scale, mode, distribution, in_axis=-1, out_axis=-2)
+    return _independent(draw)
+
+
+@full_precision
+def _product(A: Array, B: Array) -> Array:
+    return A @ B
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+@full_precision
+def _split(W: Array, scale: ArrayLike, floor: ArrayLike, rank: int, widths: Widths) -> Factors:
+    """Balanced factors of `scale W` cut to a rank, its singular values raised to `floor`."""
+    U, s, Vt = jnp.linalg.svd(W, full_matrices=False)
+    s = jnp.where(range_mask(s, max(W.shape)), s, 0.0)
+    # Scaled only now, so that a derivative in the scale need not pass the decomposition.
+    U, s, Vt = U[:, :rank], jnp.maximum(scale * s[:rank], floor), Vt[:rank]
+    depth = len(widths) - 1
+    if depth == 1:
+        return (U * s[None, :] @ Vt,)
+    # Zeros are to stay zeros, and the root has no derivative there.
+    a = jnp.where(s > 0, jnp.where(s > 0, s, 1.0) ** (1 / depth), 0.0)
+    first = jnp.pad(a[:, None] * Vt, ((0, widths[1] - rank), (0, 0)))
+    last = jnp.pad(U * a[None, :], ((0, 0), (0, widths[-2] - rank)))
+    middle = [
+        jnp.pad(jnp.diag(a), ((0, rows - rank), (0, columns - rank)))
+        for rows, columns in zip(widths[2:-1], widths[1:-2], strict=True)
+    ]
+    return (first, *middle, last)

@@ -1,0 +1,119 @@
+"""Critical values and minimisers of the smoothed losses over matrices of bounded rank."""
+
+from typing import Literal, TypeAlias
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from bwflow import _checks
+from bwflow._types import Scalar
+from bwflow.covariances import Target
+from bwflow.linalg import full_precision
+
+Discrepancy: TypeAlias = Literal["bures_wasserstein", "frobenius"]
+
+
+def minimizing_eigenvalues(
+    target: Target, rank: int, *, tau: ArrayLike = 0.0
+) -> Float[Array, " m"]:
+    """Eigenvalues `(lambda_i - tau)_+` for `i <= rank`, else 0, of the minimiser."""
+    rank = _checks.positive_int("rank", rank)
+    lam = target.eigenvalues
+    tau = _checks.scalar("tau", tau, lam.dtype, minimum=0.0)
+    return jnp.where(jnp.arange(lam.size) < rank, jnp.maximum(lam - tau, 0.0), 0.0)
+
+
+@full_precision
+def minimizer(target: Target, rank: int, *, tau: ArrayLike = 0.0) -> Float[Array, "n n"]:
+    """Covariance `S* = sum_{i <= rank} (lambda_i - tau)_+ omega_i omega_i^T` of least loss.
+
+    The same for the Bures-Wasserstein and the Frobenius loss. It is unique if
+    `lambda_rank > lambda_{rank+1}` or `lambda_rank <= tau`.
+
+    Parameters
+    ----------
+    target
+        Covariance `Sigma0`.
+    rank
+        Bound on the rank of `W W^T`: the bottleneck of a network.
+    tau
+        Smoothing, in units of the covariance.
+
+    Raises
+    ------
+    ValueError
+        If `rank` is not a positive integer or `tau` is negative.
+
+    References
+    ----------
+    Brechet et al. (2023), arXiv 2303.03027; the analogue of the Eckart-Young-Mirsky theorem.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> target = bw.Target(jnp.diag(jnp.array([4.0, 1.0])))
+    >>> bw.landscape.minimizer(target, 1, tau=0.5).round(5).tolist()
+    [[3.5, 0.0], [0.0, 0.0]]
+    """
+    values = minimizing_eigenvalues(target, rank, tau=tau)
+    return (target.eigenvectors * values[None, :]) @ target.eigenvectors.T
+
+
+def minimum(
+    target: Target,
+    rank: int,
+    *,
+    tau: ArrayLike = 0.0,
+    loss: Discrepancy = "bures_wasserstein",
+) -> Scalar:
+    """Least loss over matrices of rank at most `rank`.
+
+    With `J` the indices `i <= rank` of eigenvalues above `tau`, it is the sum over `i` not in `J`
+    of `(sqrt(lambda_i) - sqrt(tau))^2` for the Bures-Wasserstein loss, and of
+    `(lambda_i - tau)^2` for the Frobenius loss; all `n` eigenvalues count, zeros included.
+
+    Parameters
+    ----------
+    target
+        Covariance `Sigma0`.
+    rank
+        Bound on the rank of `W W^T`: the bottleneck of a network.
+    tau
+        Smoothing, in units of the covariance.
+    loss
+        `"bures_wasserstein"` or `"frobenius"`.
+
+    Raises
+    ------
+    ValueError
+        If `rank` is not a positive integer, `tau` is negative or `loss` is neither of the two.
+
+    Notes
+    -----
+    The minimum is positive even for a full rank if `tau` exceeds an eigenvalue: no network can
+    lower a variance below the smoothing.
+
+    References
+    ----------
+    Brechet et al. (2023), arXiv 2303.03027.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> target = bw.Target(jnp.diag(jnp.array([4.0, 1.0])))
+    >>> print(bw.landscape.minimum(target, 1, tau=0.25).round(5))
+    0.25
+    """
+    rank = _checks.positive_int("rank", rank)
+    lam = target.eigenvalues
+    tau = _checks.scalar("tau", tau, lam.dtype, minimum=0.0)
+    if loss == "bures_wasserstein":
+        remainder, outside = (jnp.sqrt(lam) - jnp.sqrt(tau)) ** 2, tau
+    elif loss == "frobenius":
+        remainder, outside = (lam - tau) ** 2, tau**2
+    else:
+        raise ValueError(f"loss must be 'bures_wasserstein' or 'frobenius'; got {loss!r}.")
+    learnt = (jnp.arange(lam.size) < rank) & (lam > tau)
+    return jnp.sum(jnp.where(learnt, 0.0, remainder)) + (target.dim - lam.size) * outside

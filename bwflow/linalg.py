@@ -1,0 +1,143 @@
+"""Matrix functions whose derivatives stay finite at repeated and at zero singular values.
+
+Nothing here is differentiated through an SVD or an eigendecomposition. Derivatives are written
+with Sylvester equations, in whose solutions only *sums* of singular values occur, and each
+equation is a `lax.custom_linear_solve`, which can be differentiated to any order in any mode.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+# W W^T must not be rounded to TF32 or bfloat16: its small eigenvalues would be noise.
+full_precision = jax.default_matmul_precision("highest")
+
+
+def symmetrize(X: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """`(X + X^T) / 2`."""
+    return (X + X.T) / 2
+
+
+def range_mask(s: Float[Array, " k"], size: int) -> Array:
+    """Which of the magnitudes `s` are above `size * eps * max(s)`, the rounding of a rank cut."""
+    return s > size * jnp.finfo(s.dtype).eps * jnp.max(s, initial=0.0)
+
+
+@full_precision
+def polar(Y: Float[Array, "m q"]) -> Float[Array, "m q"]:
+    """Partial isometry of the polar decomposition, `P = U V^T` for the thin SVD `Y = U S V^T`.
+
+    Singular values below `max(m, q) * eps * s_1` are left out, so that `P` has the numerical rank
+    of `Y`. The derivative along `Z` is the `X` with
+    `(Y Y^T)^{1/2} X + X (Y^T Y)^{1/2} = Z - P Z^T P`, for `Y` of locally constant rank.
+
+    Parameters
+    ----------
+    Y
+        Any matrix, of any rank.
+
+    Returns
+    -------
+    Array
+        `P`, with `P P^T` and `P^T P` the projections on the range of `Y` and of `Y^T`.
+
+    Notes
+    -----
+    Cost: one SVD; a derivative costs products beside it. Near a matrix of lower rank the
+    derivative grows like `1 / (s_i + s_j)` of the two smallest singular values.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bwflow import linalg
+    >>> print(linalg.polar(jnp.array([[0.0, -2.0], [3.0, 0.0]])).round(5) + 0.0)
+    [[ 0. -1.]
+     [ 1.  0.]]
+    """
+    return _polar(Y)
+
+
+@jax.custom_jvp
+def _polar(Y: Float[Array, "m q"]) -> Float[Array, "m q"]:
+    U, s, Vt = _range_svd(Y)
+    return U @ Vt
+
+
+@_polar.defjvp
+@full_precision
+def _(primals, tangents):
+    (Y,), (Z,) = primals, tangents
+    P = _polar(Y)
+    return P, _solve_moduli(Y, P, Z - P @ Z.T @ P)
+
+
+def _range_svd(Y: Array) -> tuple[Array, Array, Array]:
+    """Thin SVD in which what belongs to numerically zero singular values is zero."""
+    U, s, Vt = jnp.linalg.svd(lax.stop_gradient(Y), full_matrices=False)
+    kept = range_mask(s, max(Y.shape))
+    U, Vt = jnp.where(kept[None, :], U, 0.0), jnp.where(kept[:, None], Vt, 0.0)
+    return U, jnp.where(kept, s, 0.0), Vt
+
+
+def _reciprocal(x: Array) -> Array:
+    """`1 / x`, and 0 at 0."""
+    return jnp.where(x > 0, 1 / jnp.where(x > 0, x, 1.0), 0.0)
+
+
+def _solve_moduli(Y: Array, P: Array, C: Array) -> Array:
+    """`X` with `(Y Y^T)^{1/2} X + X (Y^T Y)^{1/2} = C`; zero between the two null spaces."""
+    left, right = symmetrize(Y @ P.T), symmetrize(P.T @ Y)
+
+    def solve(_, C):
+        U, s, Vt = _range_svd(Y)
+        UC, CV = U.T @ C, C @ Vt.T
+        core = UC @ Vt.T
+        # Three parts: range x range, range x null, null x range; null x null has no equation.
+        inside = core * _reciprocal(s[:, None] + s[None, :])
+        inverse = _reciprocal(s)
+        rightward = inverse[:, None] * (UC - core @ Vt)
+        downward = (CV - U @ core) * inverse[None, :]
+        return U @ (inside @ Vt + rightward) + downward @ Vt
+
+    return lax.custom_linear_solve(lambda X: left @ X + X @ right, C, solve, symmetric=True)
+
+
+@full_precision
+def symmetric_sylvester(H: Float[Array, "n n"], C: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Solution `X` of `H X + X H = C` for a symmetric positive semi-definite `H`.
+
+    In the eigenbasis of `H`, `X_ij = C_ij / (h_i + h_j)`, and 0 where both eigenvalues are
+    numerically zero (below `n * eps * h_1`).
+
+    Parameters
+    ----------
+    H
+        Symmetric positive semi-definite matrix.
+    C
+        Right-hand side.
+
+    Returns
+    -------
+    Array
+        `X`; differentiable in both arguments, to any order.
+
+    Notes
+    -----
+    Cost: one eigendecomposition and four products.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bwflow import linalg
+    >>> print(linalg.symmetric_sylvester(jnp.diag(jnp.array([1.0, 3.0])), jnp.ones((2, 2))).round(4))
+    [[0.5    0.25  ]
+     [0.25   0.1667]]
+    """
+
+    def solve(_, C):
+        h, Q = jnp.linalg.eigh(lax.stop_gradient(H))
+        h = jnp.where(range_mask(h, h.size), h, 0.0)
+        return Q @ ((Q.T @ C @ Q) * _reciprocal(h[:, None] + h[None, :])) @ Q.T
+
+    return lax.custom_linear_solve(lambda X: H @ X + X @ H, C, solve, symmetric=True)

@@ -1,0 +1,89 @@
+"""What a person reads of a study: a table and a figure."""
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from bwflow import statistics
+
+_HEADER = ("dynamics", "N", "width", "tau", "runs", "arrived", "failed", "median [quartiles]",
+           "late decay", "steps")
+
+
+def table(ds: xr.Dataset) -> str:
+    """The convergence statistics of a study as aligned text.
+
+    One row per dynamics, depth, bottleneck and smoothing. `median [quartiles]` is the time (flow)
+    or step (descent) at which the gap to the known optimum fell below `tolerance * L(0)`;
+    `late decay` the fitted law of the gap at the end.
+    """
+    stats = statistics.summary(ds)
+    rows = [_HEADER]
+    for dynamics in ds["dynamics"].values:
+        for depth in ds["depth"].values:
+            for bottleneck in ds["bottleneck"].values:
+                for tau in ds["tau"].values:
+                    cell = stats.sel(dynamics=dynamics, depth=depth, bottleneck=bottleneck, tau=tau)
+                    rows.append(_row(cell, float(_end(ds, str(dynamics)))))
+    sizes = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    lines = ["  ".join(_pad(i, text, sizes[i]) for i, text in enumerate(row)).rstrip()
+             for row in rows]
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join([*lines, "", _legend(ds)])
+
+
+def _pad(column: int, text: str, size: int) -> str:
+    return text.ljust(size) if column in (0, 7, 8) else text.rjust(size)
+
+
+def _end(ds: xr.Dataset, dynamics: str) -> np.ndarray:
+    return ds["time" if dynamics == "flow" else "step"].max().values
+
+
+def _row(cell: xr.Dataset, end: float) -> tuple[str, ...]:
+    runs = int(cell["runs"])
+    low, middle, high = (_number(float(q), end) for q in cell["hit"].values)
+    if bool(cell["algebraic"]):
+        decay = f"power law t^{float(cell['late_slope']):.2f}"
+    else:
+        decay = f"exp(-{float(cell['late_rate']):.3g} t)"
+    if "nan" in decay:
+        decay = "too few records"
+    return (
+        str(cell["dynamics"].item()), str(cell["depth"].item()), str(cell["bottleneck"].item()),
+        f"{cell['tau'].item():g}", str(runs), f"{100 * int(cell['arrived']) / runs:.0f}%",
+        str(int(cell["failed"])), f"{middle} [{low}, {high}]", decay,
+        f"{float(cell['steps']):.0f}",
+    )
+
+
+def _number(value: float, end: float) -> str:
+    return f"{value:.4g}" if np.isfinite(value) else f">{end:.4g}"
+
+
+def _legend(ds: xr.Dataset) -> str:
+    tolerance = float(ds.attrs.get("tolerance", np.nan))
+    lines = [
+        f"arrived: gap L - L* below {tolerance:g} L(0), L* known in closed form; runs that did not",
+        "arrive are censored at the end (Kaplan-Meier quantiles; > means beyond the end).",
+        "late decay: of the gap, median over runs, t the time of a flow or the step of a descent;",
+        "a power law where tau is not below an eigenvalue to be learnt and N >= 2 (theory:",
+        "exponent -N / (N - 1)), else the exponential over the last three decades.",
+    ]
+    return "\n".join(lines)
+
+
+def write(ds: xr.Dataset, folder: str | Path) -> tuple[str, list[Path]]:
+    """Write `table.txt` and `figure.png` of a study into a folder; returns the table and paths."""
+    from bwflow import plotting
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = table(ds)
+    paths = [folder / "table.txt", folder / "figure.png"]
+    paths[0].write_text(text + "\n", encoding="utf-8")
+    figure = plotting.convergence(ds)
+    figure.savefig(paths[1], dpi=130)
+    plotting.plt.close(figure)
+    return text, paths

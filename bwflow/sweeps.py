@@ -1,0 +1,270 @@
+"""Sweeps: an experiment mapped over labelled axes, as an `xarray.Dataset`."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array
+from tqdm.auto import tqdm
+
+from bwflow import _checks
+from bwflow._trajectory import OUTCOMES, Trajectory
+from bwflow.diagnostics import QUANTITIES
+
+_LABELS = {
+    "time": {"long_name": "time of the gradient flow", "units": "1 / covariance^((N-1)/N)"},
+    "step": {"long_name": "number of updates", "units": "1"},
+    "hit": {"long_name": "time or step at which the criterion first held", "units": "clock"},
+    "num_steps": {"long_name": "steps taken (solver steps or updates)", "units": "1"},
+    "success": {"long_name": "whether the run ended as it should", "units": "1"},
+    "reason": {
+        "long_name": "how the run ended",
+        "flag_values": list(range(len(OUTCOMES))),
+        "flag_meanings": " ".join(OUTCOMES),
+    },
+    "dynamics": {"long_name": "gradient flow or gradient descent"},
+    "depth": {"long_name": "number of layers N", "units": "1"},
+    "bottleneck": {"long_name": "smallest width", "units": "1"},
+    "tau": {"long_name": "smoothing", "units": "covariance"},
+    "seed": {"long_name": "seed of the random start", "units": "1"},
+    "save": {"long_name": "index of the record", "units": "1"},
+    "layer": {"long_name": "layer j, one-based", "units": "1"},
+    "rank": {"long_name": "index of the singular value, one-based", "units": "1"},
+}
+
+
+def sweep(
+    experiment: Callable[..., Trajectory],
+    *,
+    static: Mapping[str, Sequence[Any]] | None = None,
+    traced: Mapping[str, Any],
+    batch_size: int | None = None,
+    memory_limit: float = 2**30,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Run an experiment on every point of a grid.
+
+    For each combination of the static axes the experiment is compiled once, mapped by `jax.vmap`
+    over the traced axes, chunk by chunk.
+
+    Parameters
+    ----------
+    experiment
+        Function of one keyword per axis that returns a `Trajectory`, with `throw=False` so that
+        one failure does not end the sweep.
+    static
+        Axes that change the structure of the program (depth, widths, solver): name to values.
+        Those that are no numbers become coordinates by their text.
+    traced
+        Axes of numbers (smoothing, seeds, scales): name to one-dimensional array.
+    batch_size
+        Runs that advance together. The bits of a result depend on it, to rounding.
+    memory_limit
+        Bytes that one chunk may use; from it the batch size is chosen if that is not given.
+    progress
+        Whether to show a bar with chunks done, elapsed and remaining time.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dimensions: the axes, then `save` and those of the probes. Variables: the probes, `hit`,
+        `num_steps`, `success` and `reason`, the last with its meanings in the attributes.
+        Coordinates `time(save)` for flows, `step(save)` for descents.
+
+    Raises
+    ------
+    ValueError
+        If an axis is empty, repeats a value, or stands in both groups; if the experiment does
+        not return a `Trajectory`; or if a probe has the name of an axis, a dimension or another
+        variable.
+
+    Notes
+    -----
+    Under `vmap` the runs of a chunk advance in lockstep, so one slow run holds up its chunk; one
+    that diverges changes no bit of the others.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, optax
+    >>> import bwflow as bw
+    >>> target = bw.Target(jnp.diag(jnp.array([4.0, 1.0])))
+    >>> def experiment(*, depth, tau, seed):
+    ...     start = bw.initializers.gaussian()(jax.random.key(seed), (2,) * (depth + 1))
+    ...     loss = bw.losses.BuresWasserstein(target, tau)
+    ...     return bw.gradient_descent(loss, start, optax.sgd(0.05), num_steps=20, throw=False)
+    >>> ds = bw.sweep(experiment, static={"depth": (1, 2)},
+    ...               traced={"tau": jnp.array([0.0, 0.1]), "seed": jnp.arange(3)}, progress=False)
+    >>> dict(ds["loss"].sizes)
+    {'depth': 2, 'tau': 2, 'seed': 3, 'save': 21}
+    """
+    static = {name: list(values) for name, values in (static or {}).items()}
+    traced = {name: jnp.asarray(values) for name, values in traced.items()}
+    _check_axes(static, traced)
+    if batch_size is not None:
+        batch_size = _checks.positive_int("batch_size", batch_size)
+    grid = [axis.ravel() for axis in jnp.meshgrid(*traced.values(), indexing="ij")]
+    combinations = list(itertools.product(*static.values()))
+    results = []
+    with tqdm(total=len(combinations), unit="chunk", disable=not progress) as bar:
+        for values in combinations:
+            fixed = dict(zip(static, values, strict=True))
+            bar.set_description(", ".join(f"{k}={v}" for k, v in fixed.items()) or "sweep")
+
+            def run(*numbers, fixed=fixed):
+                trajectory = experiment(**fixed, **dict(zip(traced, numbers, strict=True)))
+                if not isinstance(trajectory, Trajectory):
+                    kind = type(trajectory).__name__
+                    raise ValueError(f"experiment must return a bwflow.Trajectory; got {kind}.")
+                return _record(trajectory)
+
+            results.append(_map_chunks(run, grid, batch_size, memory_limit, bar))
+    return _label(results, static, traced)
+
+
+def _check_axes(static: Mapping[str, list], traced: Mapping[str, Array]) -> None:
+    both = set(static) & set(traced)
+    if both:
+        raise ValueError(f"axes must be static or traced, not both: {', '.join(sorted(both))}.")
+    if not traced:
+        raise ValueError("traced must name at least one axis, such as seed.")
+    for name, values in {**static, **traced}.items():
+        if (name in traced and np.ndim(values) != 1) or len(values) == 0:
+            raise ValueError(f"axis {name} must be a non-empty list of values; got {values!r}.")
+        listed = _coordinate(values).tolist() if name in static else np.asarray(values).tolist()
+        if len(set(listed)) != len(listed):
+            raise ValueError(f"axis {name} must not repeat a value; got {listed}.")
+
+
+def _record(trajectory: Trajectory) -> dict[str, Array]:
+    """What a sweep keeps of a run."""
+    kept = {
+        "hit": trajectory.hit,
+        "num_steps": trajectory.num_steps,
+        "reason": trajectory.outcome,
+        trajectory.clock: trajectory.times,
+    }
+    _check_probes(trajectory.probes, {*kept, "time", "step", "success"})
+    return trajectory.probes | kept
+
+
+def _check_probes(names: Iterable[str], taken: set[str]) -> None:
+    for name in names:
+        if name in taken:
+            raise ValueError(f"a probe must not be named {name!r}: the dataset has that already.")
+
+
+def _map_chunks(run: Callable, grid: list[Array], batch_size: int | None, memory_limit: float,
+                bar: tqdm) -> dict[str, np.ndarray]:
+    """The records of all runs of a grid, chunks of one size, the last one padded."""
+    count = grid[0].size
+    mapped = jax.jit(jax.vmap(run))
+    if batch_size is None:
+        size, compiled = _fitted(mapped, grid, memory_limit)
+    else:
+        size = batch_size
+        compiled = mapped.lower(*[axis[jnp.arange(size) % count] for axis in grid]).compile()
+    chunks = math.ceil(count / size)
+    bar.total += chunks - 1
+    bar.refresh()
+    parts = []
+    for start in range(0, count, size):
+        index = jnp.minimum(jnp.arange(start, start + size), count - 1)
+        parts.append(jax.device_get(compiled(*[axis[index] for axis in grid])))
+        bar.update()
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+
+
+def _fitted(mapped: Any, grid: list[Array], memory_limit: float) -> tuple[int, Any]:
+    """The largest chunk within the memory bound (256 runs at most), and its program."""
+    count = grid[0].size
+    size = min(count, 256)
+    while True:
+        compiled = mapped.lower(*[axis[:size] for axis in grid]).compile()
+        usage = compiled.memory_analysis()
+        used = 0
+        if usage is not None:
+            used = usage.temp_size_in_bytes + usage.output_size_in_bytes
+        if used <= memory_limit or size == 1:
+            return size, compiled
+        size = max(1, min(size // 2, int(size * memory_limit / used)))
+
+
+def _label(results: list[dict[str, np.ndarray]], static: Mapping[str, list],
+           traced: Mapping[str, Array]) -> xr.Dataset:
+    """Records of all combinations as one dense, labelled grid; NaN where a record is shorter."""
+    outer = tuple(len(values) for values in static.values())
+    inner = tuple(len(values) for values in traced.values())
+    axes = (*static, *traced)
+    ranks = {name: array.ndim - 1 for result in results for name, array in result.items()}
+    dims = {name: _dims(name, rank) for name, rank in ranks.items()}
+    _check_probes(dims, {*axes, *(dim for of_one in dims.values() for dim in of_one)})
+    sizes: dict[str, int] = {}
+    for result in results:
+        for name, array in result.items():
+            for dim, n in zip(dims[name], array.shape[1:], strict=True):
+                sizes[dim] = max(n, sizes.get(dim, 0))
+    variables = {}
+    for name in dims:
+        full = _padded([result.get(name) for result in results],
+                       (math.prod(inner), *(sizes[dim] for dim in dims[name])))
+        variables[name] = ((*axes, *dims[name]), full.reshape(*outer, *inner, *full.shape[2:]))
+    clocks = {name: _shared_clock(*variables.pop(name)) for name in ("time", "step")
+              if name in variables}
+    variables["success"] = (axes, variables["reason"][1] == 0)
+    coords = {name: _coordinate(values) for name, values in static.items()}
+    coords |= {name: np.asarray(values) for name, values in traced.items()}
+    coords |= {name: np.arange(n) + (name != "save") for name, n in sizes.items()}
+    ds = xr.Dataset(variables, coords | clocks)
+    for name, variable in ds.variables.items():
+        variable.attrs.update(_attributes(str(name)))
+    return ds
+
+
+def _padded(arrays: list[np.ndarray | None], shape: tuple[int, ...]) -> np.ndarray:
+    """The arrays stacked at a common shape, NaN where one is missing or short."""
+    known = [array for array in arrays if array is not None]
+    integral = known[0].dtype.kind in "iu" and all(
+        array is not None and array.shape == shape for array in arrays)
+    dtype = known[0].dtype if integral else np.result_type(known[0].dtype, np.float32)
+    full = np.full((len(arrays), *shape), 0 if integral else np.nan, dtype)
+    for row, array in zip(full, arrays, strict=True):
+        if array is not None:
+            row[tuple(map(slice, array.shape))] = array
+    return full
+
+
+def _dims(name: str, rank: int) -> tuple[str, ...]:
+    if rank == 0:
+        return ()
+    if name in QUANTITIES:
+        return ("save", *QUANTITIES[name].dims)
+    return ("save", *(f"{name}_{axis}" for axis in range(1, rank)))
+
+
+def _shared_clock(dims: tuple[str, ...], values: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Save times along `save` alone where all runs have the same."""
+    rows = values.reshape(-1, values.shape[-1])
+    rows = rows[~np.all(np.isnan(rows), axis=1)] if rows.dtype.kind == "f" else rows
+    if np.array_equal(rows, np.broadcast_to(rows[:1], rows.shape), equal_nan=True):
+        return "save", rows[0]
+    return dims, values
+
+
+def _coordinate(values: list) -> np.ndarray:
+    """Numbers as they are, anything else (names, widths, solvers) by its text."""
+    if all(isinstance(x, (bool, int, float, np.number, Array)) for x in values):
+        return np.asarray(values)
+    # Zarr v3 has no fixed-length unicode; numpy's variable-length strings are stored as such.
+    return np.array([str(value) for value in values], dtype=np.dtypes.StringDType())
+
+
+def _attributes(name: str) -> dict[str, Any]:
+    if name in QUANTITIES:
+        quantity = QUANTITIES[name]
+        return {"long_name": quantity.long_name, "units": quantity.units}
+    return _LABELS.get(name, {})

@@ -1,0 +1,39 @@
+"""The suite's settings: precision from the environment, strict dtypes, a shared compile cache."""
+
+import os
+from pathlib import Path
+
+# Read when jax and equinox are imported, so they come before either. `nan` keeps host callbacks
+# out of diffrax's programs, without which they cannot be cached; failures are read from `result`.
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+os.environ.setdefault("EQX_ON_ERROR", "nan")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+CACHE = Path(__file__).parents[1] / ".cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of rounding-level accuracy have nothing to say in float32."""
+    if jax.config.jax_enable_x64:
+        return
+    skip = pytest.mark.skip(reason="asserts float64 accuracy")
+    for item in items:
+        if "float64" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def as_installed():
+    """The library without the suite's type checks, as people run it: its own refusals show."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,241 @@
+"""Named quantities against numpy, at random networks and at the optimum."""
+
+from functools import reduce
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.linalg
+from helpers import assert_close, by_precision, gaussian_factors, random_target
+from jax.tree_util import Partial
+
+import bwflow as bw
+from bwflow import diagnostics, landscape
+
+ROUNDING = by_precision(1e-12, 3e-5)
+TAU = 0.05
+WIDTHS = [(4, 3), (3, 2, 3), (2, 4, 3, 3)]
+TARGET = random_target(1, 3)
+LOSS = bw.losses.BuresWasserstein(TARGET, TAU)
+
+
+def chain(layers, size):
+    """The product of layers, the first one rightmost; of none the identity."""
+    return reduce(lambda product, layer: layer @ product, layers, np.eye(size))
+
+
+def numpy_point(factors):
+    """Layers, end-to-end matrix and covariance in double precision."""
+    layers = [np.asarray(W, np.float64) for W in factors]
+    W = chain(layers, layers[0].shape[1])
+    return layers, W, W @ W.T
+
+
+def root(S):
+    """Square root of a symmetric matrix, negative eigenvalues of rounding cut off."""
+    values, vectors = np.linalg.eigh(S)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+def squared_distance(A, B):
+    """`BW^2` of two covariances by matrix square roots of scipy."""
+    cross = scipy.linalg.sqrtm(root(A) @ B @ root(A)).real
+    return np.trace(A) + np.trace(B) - 2 * np.trace(cross)
+
+
+def optimum(rank, tau):
+    """The eigenvalues above `tau` of the target, lowered by it, up to a rank."""
+    values, vectors = np.linalg.eigh(np.asarray(TARGET.covariance, np.float64))
+    lowered = np.maximum(values[::-1] - tau, 0.0) * (np.arange(3) < rank)
+    return (vectors[:, ::-1] * lowered) @ vectors[:, ::-1].T
+
+
+def network_at(S, depth):
+    """A balanced network of a given depth whose covariance is `S`."""
+    values, vectors = np.linalg.eigh(S)
+    s = np.maximum(values, 0.0) ** (0.5 / depth)
+    layers = [np.diag(s)] * (depth - 1) + [vectors * s]
+    return tuple(jnp.asarray(W, dtype=float) for W in layers)
+
+
+@pytest.fixture(scope="module", params=WIDTHS, ids=str)
+def recorded(request):
+    """A random network and all quantities of it."""
+    factors = gaussian_factors(0, request.param)
+    probe = diagnostics.record(*diagnostics.QUANTITIES)
+    return factors, jax.jit(probe)(LOSS, factors)
+
+
+def test_loss_and_gap_are_those_of_the_covariance(recorded):
+    factors, values = recorded
+    layers, _, S = numpy_point(factors)
+    Sigma, eye = np.asarray(TARGET.covariance, np.float64), np.eye(3)
+    rank = min(min(W.shape) for W in layers)
+    loss = squared_distance(S + TAU * eye, Sigma)
+    least = squared_distance(optimum(rank, TAU) + TAU * eye, Sigma)
+    assert_close(values["loss"], loss, ROUNDING)
+    assert_close(values["gap"], loss - least, ROUNDING)
+
+
+def test_gradient_norm_is_that_of_the_layer_gradients(recorded):
+    """By the transport map `T`: the gradient in `W` is `2 (I - T) W`."""
+    factors, values = recorded
+    layers, W, S = numpy_point(factors)
+    B = root(np.asarray(TARGET.covariance, np.float64))
+    T = B @ np.linalg.inv(root(B @ (S + TAU * np.eye(3)) @ B)) @ B
+    G = 2 * (np.eye(3) - T) @ W
+    gradients = [
+        chain(layers[j + 1 :], len(layer)).T @ G @ chain(layers[:j], layers[0].shape[1]).T
+        for j, layer in enumerate(layers)
+    ]
+    expected = np.sqrt(sum(np.sum(gradient**2) for gradient in gradients))
+    assert_close(values["gradient_norm"], expected, 10 * ROUNDING)
+
+
+def test_spectral_quantities_are_those_of_the_svd(recorded):
+    factors, values = recorded
+    s = np.linalg.svd(numpy_point(factors)[1], compute_uv=False)
+    p = s**2 / np.sum(s**2)
+    assert_close(values["singular_values"], s, ROUNDING)
+    assert_close(values["effective_rank"], np.prod(p**-p), 10 * ROUNDING)
+    rank = np.linalg.matrix_rank(np.diag(s), tol=by_precision(1e-8, 3e-4) * s[0])
+    assert int(values["numerical_rank"]) == rank
+
+
+def test_imbalance_has_a_norm_for_each_pair_of_neighbours(recorded):
+    factors, values = recorded
+    layers, _, _ = numpy_point(factors)
+    expected = [
+        np.linalg.norm(outer.T @ outer - inner @ inner.T)
+        for inner, outer in zip(layers[:-1], layers[1:], strict=True)
+    ]
+    assert_close(values["imbalance"], np.array(expected), ROUNDING)
+
+
+def test_alignment_is_the_cosine_of_singular_and_eigenvectors(recorded):
+    factors, values = recorded
+    _, W, _ = numpy_point(factors)
+    U, s, _ = np.linalg.svd(W, full_matrices=False)
+    Q = np.linalg.eigh(np.asarray(TARGET.covariance, np.float64))[1][:, ::-1]
+    cosines = np.abs(np.diag(U.T @ Q[:, : U.shape[1]])) * (s > 1e-6 * s[0])
+    assert_close(values["alignment"], cosines, by_precision(1e-11, 3e-4))
+
+
+def test_distances_are_those_to_the_smoothed_optimum(recorded):
+    factors, values = recorded
+    layers, _, S = numpy_point(factors)
+    best = optimum(min(min(W.shape) for W in layers), TAU)
+    smoothing = TAU * np.eye(3)
+    assert_close(values["distance_frobenius"], np.linalg.norm(S - best), ROUNDING)
+    expected = np.sqrt(squared_distance(S + smoothing, best + smoothing))
+    assert_close(values["distance_bures"], expected, 10 * ROUNDING)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_product_of_low_rank_has_that_numerical_rank(rank):
+    """Layers of full size whose product is of lower rank up to rounding."""
+    rng = np.random.default_rng(3)
+    inner = rng.normal(size=(3, rank)) @ rng.normal(size=(rank, 3))
+    factors = tuple(jnp.asarray(W, dtype=float) for W in (inner, rng.normal(size=(3, 3))))
+    values = diagnostics.record("numerical_rank", "effective_rank")(LOSS, factors)
+    assert int(values["numerical_rank"]) == rank
+    assert 1 - ROUNDING <= values["effective_rank"] <= rank + ROUNDING
+
+
+def test_effective_rank_of_equal_singular_values_is_their_number():
+    values = diagnostics.record("effective_rank")(LOSS, (3.0 * jnp.eye(3),))
+    assert_close(values["effective_rank"], 3.0, ROUNDING)
+
+
+def test_an_aligned_network_has_alignment_one():
+    """The left singular vectors are the eigenvectors, up to sign and in order."""
+    Q = np.asarray(TARGET.eigenvectors) * np.array([1.0, -1.0, 1.0])
+    factors = tuple(
+        jnp.asarray(W, dtype=float) for W in (np.diag([2.0, 1.0, 0.5]), Q * np.array([2.0, 1, 1]))
+    )
+    values = diagnostics.record("alignment")(LOSS, factors)
+    assert_close(values["alignment"], np.ones(3), by_precision(1e-13, 1e-5))
+
+
+def test_missing_singular_directions_count_as_not_aligned():
+    Q = np.asarray(TARGET.eigenvectors)
+    values = diagnostics.record("alignment")(LOSS, (jnp.asarray(Q * np.array([1.0, 0, 0])),))
+    assert_close(values["alignment"], np.array([1.0, 0.0, 0.0]), by_precision(1e-13, 1e-5))
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.05, 0.2, 0.5])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_gap_and_distances_vanish_at_the_optimum(depth, tau):
+    """The smallest eigenvalue is 0.1 and the middle one 0.316, so `tau` outgrows them in turn."""
+    factors = network_at(np.asarray(landscape.minimizer(TARGET, 3, tau=tau), np.float64), depth)
+    loss = bw.losses.BuresWasserstein(TARGET, tau)
+    names = ("gap", "distance_frobenius", "distance_bures", "gradient_norm")
+    values = diagnostics.record(*names)(loss, factors)
+    assert_close(values["gap"], 0.0, by_precision(1e-13, 1e-5))
+    assert_close(values["distance_frobenius"], 0.0, by_precision(1e-13, 1e-5))
+    assert_close(values["distance_bures"], 0.0, by_precision(1e-7, 2e-3))
+    assert_close(values["gradient_norm"], 0.0, by_precision(1e-7, 5e-3))
+
+
+def test_unknown_quantities_are_refused_with_those_that_exist():
+    with pytest.raises(ValueError, match=r"unknown quantity 'gaps'; choose from loss, gap, "):
+        diagnostics.record("loss", "gaps")
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute"),
+    [("gap", "minimum"), ("alignment", "target"), ("distance_bures", "tau")],
+)
+def test_plain_losses_are_refused_where_their_optimum_is_asked_for(name, attribute):
+    plain = Partial(bw.smoothed_bures, target=TARGET, tau=0.1)
+    with pytest.raises(ValueError, match=f"loss must offer `{attribute}`.*Partial does not"):
+        diagnostics.record(name)(plain, (jnp.eye(3),))
+
+
+def test_the_standard_probe_records_the_gap_of_losses_that_know_it():
+    factors = gaussian_factors(0, (3, 3))
+    plain = Partial(bw.smoothed_bures, target=TARGET, tau=TAU)
+    assert set(diagnostics.standard(plain, factors)) == {"loss", "gradient_norm"}
+    known = diagnostics.standard(LOSS, factors)
+    assert set(known) == {"loss", "gap", "gradient_norm"}
+    assert_close(known["loss"] - known["gap"], LOSS.minimum(3), ROUNDING)
+
+
+def test_a_probe_may_be_any_function_of_loss_and_parameters():
+    def probe(loss, factors):
+        return {"matrix": bw.end_to_end(factors), "twice": 2 * loss(bw.end_to_end(factors))}
+
+    start = gaussian_factors(0, (3, 2, 3))
+    run = bw.gradient_descent(LOSS, start, optax.sgd(0.1), num_steps=4, probe=probe)
+    assert_close(run.probes["matrix"][0], numpy_point(start)[1], ROUNDING)
+    assert_close(run.probes["matrix"][-1], numpy_point(run.factors)[1], ROUNDING)
+    for matrix, twice in zip(run.probes["matrix"], run.probes["twice"], strict=True):
+        assert_close(twice, 2 * LOSS(matrix), ROUNDING)
+
+
+class Product(eqx.Module):
+    """`W = L R^T`: what the layers `(R^T, L)` are to `Deep`."""
+
+    def assemble(self, params):
+        return params["L"] @ params["R"].T
+
+    def pullback(self, params, G):
+        return {"L": G @ params["R"], "R": G.T @ params["L"]}
+
+    def bottleneck(self, params):
+        return params["L"].shape[1]
+
+
+def test_named_quantities_follow_another_factorization():
+    """The same matrices read as `L R^T` and as two layers move alike and are probed alike."""
+    R, L = (np.asarray(W) for W in gaussian_factors(0, (3, 2, 3)))
+    names = ("loss", "gap", "gradient_norm", "singular_values", "distance_bures")
+    options = {"num_steps": 3, "probe": diagnostics.record(*names)}
+    deep = bw.gradient_descent(LOSS, (jnp.asarray(R), jnp.asarray(L)), optax.sgd(0.1), **options)
+    params = {"L": jnp.asarray(L), "R": jnp.asarray(R.T)}
+    other = bw.gradient_descent(LOSS, params, optax.sgd(0.1), factorization=Product(), **options)
+    for name in names:
+        assert_close(other.probes[name], deep.probes[name], 10 * ROUNDING)
