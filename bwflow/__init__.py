@@ -39,7 +39,7 @@ _MODULES = (
     "until",
 )
 
-__all__ = [*_ROOMS, *_MODULES, "__version__"]  # noqa: PLE0604
+__all__ = [*_ROOMS, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
     from bwflow import covariances as covariances

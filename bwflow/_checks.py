@@ -1,17 +1,23 @@
-"""Refusals at the doors: each names the argument, what came and what was expected.
+"""What the doors do with their arguments: refuse by name, and turn numbers into arrays.
 
-Values are looked at only when they are concrete; under a trace only shapes and dtypes are.
+A refusal says which argument, what came and what was expected.
+
+Values are looked at only when they are concrete; under a trace only shapes and dtypes are. They
+are looked at with numpy: inside `jax.jit` even an operation on a concrete array would be traced.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, DTypeLike
 
 
 def is_concrete(x: object) -> bool:
     """Whether the value of `x` can be looked at now."""
-    return not isinstance(x, jax.core.Tracer)
+    return not isinstance(x, Tracer)
 
 
 def real_array(name: str, x: ArrayLike | None, *, ndim: int) -> Array:
@@ -24,20 +30,26 @@ def real_array(name: str, x: ArrayLike | None, *, ndim: int) -> Array:
             f"{name} must be real floating point; got dtype {array.dtype}. "
             f"Convert it first, for example with {name}.astype(float)."
         )
-    if is_concrete(array) and not bool(jnp.all(jnp.isfinite(array))):
+    if is_concrete(array) and not np.all(np.isfinite(np.asarray(array))):
         raise ValueError(f"{name} must be finite; it holds NaN or infinity.")
     return array
 
 
-def scalar(name: str, x: ArrayLike, dtype: DTypeLike, *, minimum: float | None = None,
-           positive: bool = False) -> Array:
+def scalar(
+    name: str,
+    x: ArrayLike,
+    dtype: DTypeLike,
+    *,
+    minimum: float | None = None,
+    positive: bool = False,
+) -> Array:
     """`x` as a scalar of `dtype`; not NaN, and in range, where that can be seen."""
     value = jnp.asarray(x, dtype=dtype)
     if value.ndim != 0:
         raise ValueError(f"{name} must be a scalar; got shape {value.shape}.")
-    if is_concrete(value):
-        seen = float(value)
-        if np.isnan(seen) or np.isinf(seen):
+    if is_concrete(x):
+        seen = float(np.asarray(x))
+        if not np.isfinite(seen):
             raise ValueError(f"{name} must be a finite number; got {seen}.")
         if minimum is not None and seen < minimum:
             raise ValueError(f"{name} must be at least {minimum}; got {seen}.")
@@ -59,7 +71,10 @@ def end_to_end(name: str, W: ArrayLike, rows: int) -> Array:
     """`W` as a real floating matrix with as many rows as the target has."""
     W = real_array(name, W, ndim=2)
     if W.shape[0] != rows:
-        raise ValueError(
-            f"{name} must have {rows} rows, as the target has; got shape {W.shape}."
-        )
+        raise ValueError(f"{name} must have {rows} rows, as the target has; got shape {W.shape}.")
     return W
+
+
+def traced_numbers(tree: Any, dtype: Any) -> Any:
+    """The pytree with Python numbers turned into arrays, so that a new value is no new program."""
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if type(x) in (int, float) else x, tree)

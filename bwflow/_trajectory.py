@@ -26,7 +26,9 @@ class RESULTS(eqx.Enumeration):
         "The step size became too small to advance time. Loosen `rtol` and `atol`, or look for a "
         "kink: at tau = 0 the gradient jumps where the rank of B^T W drops."
     )
-    solver_failed = "The solver gave up: an implicit stage did not converge. Try an explicit solver."
+    solver_failed = (
+        "The solver gave up: an implicit stage did not converge. Try an explicit solver."
+    )
 
 
 # The codes that a store keeps, in a fixed order.

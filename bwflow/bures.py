@@ -1,4 +1,4 @@
-"""Squared Bures-Wasserstein distances, between matrices and smoothed between a network and a target.
+"""Squared Bures-Wasserstein distances: of two matrices, and smoothed, of a network and a target.
 
 Everything is the orthogonal Procrustes form
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike
 
 from bwflow import _checks
 from bwflow._types import Scalar
@@ -104,8 +104,8 @@ def bures_wasserstein(A: ArrayLike, B: ArrayLike) -> Scalar:
     --------
     >>> import jax.numpy as jnp
     >>> import bwflow as bw
-    >>> print(bw.bures_wasserstein(4.0 * jnp.eye(3), jnp.eye(3)).round(5))
-    3.0
+    >>> print(f"{bw.bures_wasserstein(4.0 * jnp.eye(3), jnp.eye(3)):.5f}")
+    3.00000
     """
     A, B = covariance_matrix("A", A), covariance_matrix("B", B)
     if A.shape != B.shape:
@@ -129,7 +129,7 @@ def _distance(W: Array, target: Target, tau: Array | None) -> Array:
 
 
 def _overlap(W: Array, factor: Array, tau: Array | None, root: Array, vectors: Array) -> Array:
-    """`B^T A` for the factor `A = [W, sqrt(tau) Q]` of what the target can see of `W W^T + tau I`."""
+    """`B^T A` for `A = [W, sqrt(tau) Q]`, a factor of what the target sees of `W W^T + tau I`."""
     Y = factor.T @ W
     if tau is None:
         return Y
@@ -145,13 +145,14 @@ def _triangle(factor: Array, root: Array, vectors: Array) -> Array:
 @_triangle.defjvp
 @full_precision
 def _(primals, tangents):
-    factor, root, vectors = primals
-    return _triangle(factor, root, vectors), tangents[0].T @ vectors
+    vectors = primals[2]
+    return _triangle(*primals), tangents[0].T @ vectors
 
 
 @jax.custom_jvp
-def _residual(P: Array, W: Array, factor: Array, tau: Array | None, root: Array,
-              vectors: Array) -> Array:
+def _residual(
+    P: Array, W: Array, factor: Array, tau: Array | None, root: Array, vectors: Array
+) -> Array:
     """The sum of squares at the polar factor `P`, whose own variation does not count."""
     n, p = W.shape
     m = root.size
@@ -167,7 +168,7 @@ def _residual(P: Array, W: Array, factor: Array, tau: Array | None, root: Array,
 @partial(_residual.defjvp, symbolic_zeros=True)
 @full_precision
 def _(primals, tangents):
-    P, W, factor, tau, root, vectors = primals
+    P, W, factor, tau, _, vectors = primals
     _, dW, dfactor, dtau, _, _ = tangents
     P1, P2 = P[:, : W.shape[1]], P[:, W.shape[1] :]
     tangent = jnp.zeros((), P.dtype)
@@ -183,8 +184,9 @@ def _(primals, tangents):
     return _residual(*primals), tangent
 
 
-def _smoothing_slope(P: Array, W: Array, factor: Array, tau: Array, root: Array,
-                     vectors: Array) -> Array:
+def _smoothing_slope(
+    P: Array, W: Array, factor: Array, tau: Array, root: Array, vectors: Array
+) -> Array:
     """`tr(I - T)` with `T = B (B^T S_tau B)^{-1/2} B^T`; `-inf` where that power is infinite."""
     modulus = symmetrize(_overlap(W, factor, tau, root, vectors) @ P.T)
     trace = 2 * jnp.trace(symmetric_sylvester(modulus, factor.T @ factor))

@@ -4,6 +4,8 @@
 first; `from_spectrum` puts one into a basis.
 """
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -61,14 +63,21 @@ class Target(eqx.Module):
     eigenvalues: Float[Array, " m"]
     eigenvectors: Float[Array, "n m"]
 
-    def __init__(self, Sigma: ArrayLike | None = None, *, rank: int | None = None,
-                 factor: ArrayLike | None = None):
+    def __init__(
+        self,
+        Sigma: ArrayLike | None = None,
+        *,
+        rank: int | None = None,
+        factor: ArrayLike | None = None,
+    ):
         if (Sigma is None) == (factor is None):
             raise ValueError("Target takes either a covariance Sigma or factor=; got both or none.")
-        if factor is None:
-            parts = _factorize_covariance(covariance_matrix("Sigma", Sigma), rank)
-        else:
-            parts = _factorize_factor(_checks.real_array("factor", factor, ndim=2), rank)
+        # Concrete values are factorised now even inside `jax.jit`, so that their rank can be seen.
+        with jax.ensure_compile_time_eval():
+            if factor is None:
+                parts = _factorize_covariance(covariance_matrix("Sigma", Sigma), rank)
+            else:
+                parts = _factorize_factor(_checks.real_array("factor", factor, ndim=2), rank)
         self.factor, self.eigenvalues, self.eigenvectors = parts
 
     @classmethod
@@ -81,10 +90,13 @@ class Target(eqx.Module):
         """Target `(X - mean)^T (X - mean) / (num_samples - ddof)` from samples in rows."""
         X = _checks.real_array("X", X, ndim=2)
         count = X.shape[0] - ddof
-        if count < 1:
+        if count < 1 or ddof < 0:
             raise ValueError(
-                f"X must hold more than ddof={ddof} samples in its rows; got {X.shape[0]}."
+                f"X must hold more than ddof={ddof} samples in its rows, and ddof must not be "
+                f"negative; got {X.shape[0]} samples."
             )
+        if _checks.is_concrete(X) and not np.any(np.ptp(np.asarray(X), axis=0)):
+            raise ValueError("X must hold samples that differ; all its rows are equal.")
         centred = X - jnp.mean(X, axis=0, keepdims=True)
         return cls(factor=centred.T / jnp.sqrt(jnp.asarray(count, X.dtype)), rank=rank)
 
@@ -111,15 +123,16 @@ def covariance_matrix(name: str, Sigma: ArrayLike | None) -> Float[Array, "n n"]
     if Sigma.shape[0] != Sigma.shape[1] or Sigma.size == 0:
         raise ValueError(f"{name} must be square and not empty; got shape {Sigma.shape}.")
     if _checks.is_concrete(Sigma):
-        rounding = Sigma.shape[0] * float(jnp.finfo(Sigma.dtype).eps)
-        asymmetry = float(jnp.max(jnp.abs(Sigma - Sigma.T)))
-        if asymmetry > 10 * rounding * float(jnp.max(jnp.abs(Sigma))):
+        seen = np.asarray(Sigma)
+        rounding = 10 * len(seen) * float(jnp.finfo(Sigma.dtype).eps)
+        asymmetry = float(np.max(np.abs(seen - seen.T)))
+        if asymmetry > rounding * float(np.max(np.abs(seen))):
             raise ValueError(
                 f"{name} must be symmetric; its entries differ from those of its transpose "
                 f"by up to {asymmetry:.3g}. Use ({name} + {name}.T) / 2 if that is rounding."
             )
-        values = np.linalg.eigvalsh(symmetrize(Sigma))
-        if values[0] < -10 * rounding * abs(values[-1]):
+        values = np.linalg.eigvalsh(seen)
+        if values[0] < -rounding * abs(values[-1]):
             raise ValueError(
                 f"{name} must be positive semi-definite; its smallest eigenvalue is "
                 f"{values[0]:.6g} (largest {values[-1]:.6g})."
@@ -159,8 +172,9 @@ def eigenpairs(Sigma: Float[Array, "n n"]) -> tuple[Array, Array, Array]:
     """
     values, vectors = jnp.linalg.eigh(Sigma)
     values, vectors = values[::-1], vectors[:, ::-1]
-    root = jnp.sqrt(jnp.where(range_mask(values, values.size), values, 0.0))
-    return vectors * root[None, :], values, vectors
+    # Rounding-size eigenvalues, some of them negative, stand for zeros.
+    values = jnp.where(range_mask(values, values.size), values, 0.0)
+    return vectors * jnp.sqrt(values)[None, :], values, vectors
 
 
 @eigenpairs.defjvp
@@ -181,7 +195,9 @@ def _factorize_factor(B: Array, rank: int | None) -> tuple[Array, Array, Array]:
     return B @ Vt[:m].T, s[:m] ** 2, U[:, :m]
 
 
-def from_spectrum(eigenvalues: ArrayLike, *, key: PRNGKeyArray | None = None) -> Target:
+def from_spectrum(
+    eigenvalues: ArrayLike | Sequence[float], *, key: PRNGKeyArray | None = None
+) -> Target:
     """Target with given eigenvalues, in the standard basis or in a random (Haar) one.
 
     Parameters
@@ -199,7 +215,8 @@ def from_spectrum(eigenvalues: ArrayLike, *, key: PRNGKeyArray | None = None) ->
     Raises
     ------
     ValueError
-        If an eigenvalue is negative, or all are zero.
+        If there is no eigenvalue, one is negative, or all are zero. Values are needed: this is not
+        for use under `jax.jit`.
 
     Examples
     --------
@@ -209,11 +226,11 @@ def from_spectrum(eigenvalues: ArrayLike, *, key: PRNGKeyArray | None = None) ->
     >>> target.rank, target.eigenvalues.round(4).tolist()
     (2, [3.0, 2.0])
     """
-    values = _checks.real_array("eigenvalues", jnp.asarray(eigenvalues, dtype=float)
-                                if isinstance(eigenvalues, (list, tuple)) else eigenvalues, ndim=1)
-    smallest = float(jnp.min(values))
-    if smallest < 0:
-        raise ValueError(f"eigenvalues must not be negative; the smallest is {smallest:.6g}.")
+    if isinstance(eigenvalues, Sequence):
+        eigenvalues = np.asarray(eigenvalues, dtype=float)
+    values = _checks.real_array("eigenvalues", eigenvalues, ndim=1)
+    if values.size == 0 or np.min(np.asarray(values)) < 0:
+        raise ValueError(f"eigenvalues must be one or more numbers, none negative; got {values}.")
     n = values.size
     Q = jnp.eye(n, dtype=values.dtype) if key is None else haar(key, n, dtype=values.dtype)
     kept = values > 0
@@ -233,15 +250,15 @@ def power_law(n: int, exponent: float = 1.0, *, dtype: DTypeLike = float) -> Flo
 
 def geometric(n: int, condition: float, *, dtype: DTypeLike = float) -> Float[Array, " n"]:
     """Eigenvalues `condition^{-(i-1)/(n-1)}`, from 1 down to `1 / condition`."""
-    if condition < 1:
-        raise ValueError(f"condition must be at least 1; got {condition}.")
+    if not 1 <= condition < np.inf:
+        raise ValueError(f"condition must be a finite number of at least 1; got {condition}.")
     return jnp.geomspace(1.0, 1.0 / condition, _checks.positive_int("n", n), dtype=dtype)
 
 
 def step(n: int, rank: int, low: float = 0.0, *, dtype: DTypeLike = float) -> Float[Array, " n"]:
     """Eigenvalues 1, `rank` times, then `low`."""
-    if not 1 <= rank <= n:
-        raise ValueError(f"rank must lie between 1 and n={n}; got {rank}.")
+    if _checks.positive_int("rank", rank) > n:
+        raise ValueError(f"rank must be at most n={n}; got {rank}.")
     if not 0 <= low <= 1:
         raise ValueError(f"low must lie between 0 and 1; got {low}.")
     return jnp.where(jnp.arange(n) < rank, jnp.ones((), dtype), jnp.asarray(low, dtype))
@@ -300,11 +317,11 @@ def random_spectrum(
     >>> bool((lam[:3] >= 0.5).all()), lam[3:].tolist()
     (True, [0.0, 0.0])
     """
-    rank = n if rank is None else _checks.positive_int("rank", rank)
+    rank = _checks.positive_int("rank", _checks.positive_int("n", n) if rank is None else rank)
     if rank > n:
         raise ValueError(f"rank must be at most n={n}; got {rank}.")
-    if minimum < 0:
-        raise ValueError(f"minimum must not be negative; got {minimum}.")
+    if not 0 <= minimum < np.inf:
+        raise ValueError(f"minimum must be finite and not negative; got {minimum}.")
     if sampled not in ("eigenvalues", "singular_values"):
         raise ValueError(f"sampled must be 'eigenvalues' or 'singular_values'; got {sampled!r}.")
     draws = _draw(key, rank, distribution, exponent, dtype)
@@ -313,14 +330,16 @@ def random_spectrum(
     return jnp.pad(values, (0, n - rank))
 
 
-def _draw(key: PRNGKeyArray, count: int, distribution: str, exponent: float,
-          dtype: DTypeLike) -> Array:
+def _draw(
+    key: PRNGKeyArray, count: int, distribution: str, exponent: float, dtype: DTypeLike
+) -> Array:
     if distribution == "zipf":
-        if exponent <= 1:
+        if not exponent > 1:
             raise ValueError(f"exponent must be above 1 for a Zipf law; got {exponent}.")
-        # numpy's generator has the rejection sampler of the Zipf law; jax has none.
+        # numpy has a sampler of the Zipf law, jax has none; RandomState's stream is frozen.
         seed = np.asarray(jax.random.key_data(key)).ravel()
-        return jnp.asarray(np.random.default_rng(seed).zipf(exponent, count), dtype)
+        draws = np.random.RandomState(seed).zipf(exponent, count)
+        return jnp.asarray(draws.astype(float), dtype)
     samplers = {
         "uniform": jax.random.uniform,
         "exponential": jax.random.exponential,

@@ -14,7 +14,6 @@ from bwflow._trajectory import RESULTS, Trajectory, concluded
 from bwflow._types import Loss, Params, Probe
 from bwflow.diagnostics import Point, bound_probe, standard
 from bwflow.factors import Deep
-from bwflow.flow import traced_numbers
 from bwflow.until import Criterion
 
 
@@ -95,10 +94,10 @@ def gradient_descent(
     factorization.bottleneck(params)  # refuses what does not chain
     dtype = jnp.result_type(*jax.tree.leaves(params))
     trajectory = _descend(
-        traced_numbers(loss, dtype),
+        _checks.traced_numbers(loss, dtype),
         params,
         optimizer,
-        traced_numbers(until, dtype),
+        _checks.traced_numbers(until, dtype),
         bound_probe(probe, loss, factorization),
         factorization,
         _checks.positive_int("num_steps", num_steps),
@@ -145,8 +144,9 @@ def _descend(loss, params, optimizer, until, probe, factorization, num_steps, sa
         return state, probe(loss, state.params)
 
     zero = jnp.zeros((), jnp.int32)
-    state = _State(params, _initial(optimizer, params), zero, jnp.asarray(jnp.inf, dtype),
-                   jnp.asarray(True))
+    state = _State(
+        params, _initial(optimizer, params), zero, jnp.asarray(jnp.inf, dtype), jnp.asarray(True)
+    )
     whole, rest = divmod(num_steps, save_every)
     rows = [jax.tree.map(lambda x: x[None], probe(loss, params))]
     if whole:

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import equinox as eqx
 import jax
@@ -54,7 +55,7 @@ def widths(factors: Factors) -> Widths:
     for j, shape in enumerate(shapes, start=1):
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"factors must be non-empty matrices; W_{j} has shape {shape}.")
-    for j, (inner, outer) in enumerate(zip(shapes, shapes[1:], strict=False), start=1):
+    for j, (inner, outer) in enumerate(pairwise(shapes), start=1):
         if outer[1] != inner[0]:
             raise ValueError(
                 f"factors must chain: W_{j + 1} of shape {outer} cannot follow W_{j} of shape "
@@ -93,7 +94,7 @@ def end_to_end(factors: Factors) -> Float[Array, "n p"]:
 
 @full_precision
 def partial_products(factors: Factors) -> tuple[Factors, Factors]:
-    """The products on both sides of every layer, `(W_{>1}, ..., W_{>N})` and `(W_{<1}, ..., W_{<N})`.
+    """The products on both sides of every layer: all `W_{>j}`, and all `W_{<j}`.
 
     `W_{>j} = W_N ... W_{j+1}` and `W_{<j} = W_{j-1} ... W_1`, identities at the ends; `2 N`
     products in all.
@@ -133,8 +134,7 @@ def imbalance(factors: Factors) -> Factors:
     [[5.0]]
     """
     widths(factors)
-    pairs = zip(factors, factors[1:], strict=False)
-    return tuple(outer.T @ outer - inner @ inner.T for inner, outer in pairs)
+    return tuple(outer.T @ outer - inner @ inner.T for inner, outer in pairwise(factors))
 
 
 def zero_pad(factors: Factors, new_widths: Sequence[int]) -> Factors:
@@ -185,6 +185,13 @@ def constant_widths(n: int, depth: int, *, inner: int | None = None) -> Widths:
 def linear_widths(n: int, depth: int, *, bottleneck: int, latent: int | None = None) -> Widths:
     """Widths that fall linearly from the latent dimension to `bottleneck` and rise again to `n`.
 
+    One layer has no inner width, so there `bottleneck` is the latent dimension.
+
+    Raises
+    ------
+    ValueError
+        If a number is not a positive integer or `bottleneck` exceeds `n` or `latent`.
+
     Examples
     --------
     >>> from bwflow import factors
@@ -194,7 +201,10 @@ def linear_widths(n: int, depth: int, *, bottleneck: int, latent: int | None = N
     n, depth = _checks.positive_int("n", n), _checks.positive_int("depth", depth)
     latent = n if latent is None else _checks.positive_int("latent", latent)
     bottleneck = _checks.positive_int("bottleneck", bottleneck)
-    middle = depth // 2
-    down = [round(latent + (bottleneck - latent) * j / middle) for j in range(middle)]
-    up = [round(bottleneck + (n - bottleneck) * j / (depth - middle)) for j in range(depth - middle + 1)]
+    if bottleneck > min(n, latent):
+        raise ValueError(f"bottleneck must be at most {min(n, latent)}; got {bottleneck}.")
+    falling = depth // 2
+    rising = depth - falling
+    down = [round(latent + (bottleneck - latent) * j / falling) for j in range(falling)]
+    up = [round(bottleneck + (n - bottleneck) * j / rising) for j in range(rising + 1)]
     return (*down, *up)

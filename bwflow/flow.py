@@ -1,6 +1,7 @@
 """Gradient flow `dW_j/dt = -grad_j` as an ordinary differential equation, by diffrax."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import diffrax
 import equinox as eqx
@@ -23,7 +24,7 @@ def gradient_flow(
     params: Params,
     solver: diffrax.AbstractSolver = diffrax.Tsit5(),  # noqa: B008 (immutable)
     *,
-    times: ArrayLike,
+    times: ArrayLike | Sequence[float],
     rtol: ArrayLike,
     atol: ArrayLike,
     factorization: Any = Deep(),  # noqa: B008 (immutable)
@@ -122,7 +123,7 @@ def gradient_flow(
             f"dt0 must be given: {type(solver).__name__} has no error estimate to choose steps by."
         )
     trajectory = _solve(
-        traced_numbers(loss, dtype),
+        _checks.traced_numbers(loss, dtype),
         params,
         solver,
         diffrax.PIDController(rtol, atol, norm=norm, dtmin=_least_step(times), force_dtmin=False)
@@ -130,7 +131,7 @@ def gradient_flow(
         else diffrax.ConstantStepSize(),
         times,
         dt0,
-        traced_numbers(until, dtype),
+        _checks.traced_numbers(until, dtype),
         bound_probe(probe, loss, factorization),
         factorization,
         _checks.positive_int("max_steps", max_steps),
@@ -140,18 +141,15 @@ def gradient_flow(
     return concluded(trajectory, throw)
 
 
-def traced_numbers(tree: Any, dtype: Any) -> Any:
-    """The pytree with Python numbers turned into arrays, so that a new value is no new program."""
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if type(x) in (int, float) else x, tree)
-
-
-def _save_times(times: ArrayLike, dtype: Any) -> Array:
-    times = jnp.asarray(times, dtype)
-    if times.ndim != 1 or times.size < 2:
-        raise ValueError(f"times must be at least two numbers; got shape {times.shape}.")
-    if _checks.is_concrete(times) and not np.all(np.diff(np.asarray(times)) > 0):
-        raise ValueError("times must be strictly increasing and finite.")
-    return times
+def _save_times(times: ArrayLike | Sequence[float], dtype: Any) -> Array:
+    grid = jnp.asarray(times, dtype)
+    if grid.ndim != 1 or grid.size < 2:
+        raise ValueError(f"times must be at least two numbers; got shape {grid.shape}.")
+    if _checks.is_concrete(times):
+        seen = np.asarray(times)
+        if not (np.all(np.diff(seen) > 0) and np.all(np.isfinite(seen))):
+            raise ValueError(f"times must be strictly increasing and finite; got {seen}.")
+    return grid
 
 
 def _least_step(times: Array) -> Array:
@@ -160,8 +158,20 @@ def _least_step(times: Array) -> Array:
 
 
 @eqx.filter_jit
-def _solve(loss, params, solver, controller, times, dt0, until, probe, factorization, max_steps,
-           adjoint, progress_meter) -> Trajectory:
+def _solve(
+    loss,
+    params,
+    solver,
+    controller,
+    times,
+    dt0,
+    until,
+    probe,
+    factorization,
+    max_steps,
+    adjoint,
+    progress_meter,
+) -> Trajectory:
     def velocity(t, params, loss):
         return jax.tree.map(jnp.negative, Point(loss, params, factorization).gradients)
 
@@ -170,10 +180,16 @@ def _solve(loss, params, solver, controller, times, dt0, until, probe, factoriza
     if until is not None:
         threshold = until.threshold(Point(loss, params, factorization))
         event = diffrax.Event(
-            lambda t, y, args, **_: until.excess(Point(args, y, factorization), threshold),
-            optx.Bisection(controller_tolerance(times), controller_tolerance(times)),
+            # Diffrax compares the value with a zero of the default precision.
+            lambda t, y, args, **_: until.excess(Point(args, y, factorization), threshold).astype(
+                jnp.result_type(float)
+            ),
+            optx.Bisection(_event_tolerance(times), _event_tolerance(times)),
         )
-    solution = diffrax.diffeqsolve(
+    solve = diffrax.diffeqsolve
+    if event is not None:
+        solve = jax.numpy_dtype_promotion("standard")(solve)
+    solution = solve(
         diffrax.ODETerm(velocity),
         solver,
         times[0],
@@ -194,7 +210,7 @@ def _solve(loss, params, solver, controller, times, dt0, until, probe, factoriza
         progress_meter=progress_meter,
         throw=False,
     )
-    (saved_times, last_time), (rows, last) = solution.ts, solution.ys
+    (saved_times, last_time), (rows, last) = cast(tuple, solution.ts), cast(tuple, solution.ys)
     end = jax.tree.map(lambda x: x[0], last)
     if until is None:
         hit = jnp.asarray(jnp.inf, times.dtype)
@@ -223,8 +239,8 @@ def _solve(loss, params, solver, controller, times, dt0, until, probe, factoriza
     )
 
 
-def controller_tolerance(times: Array) -> float:
-    """Relative accuracy of an event's time."""
+def _event_tolerance(times: Array) -> float:
+    """Accuracy of an event's time, absolute and relative."""
     return 10 * float(jnp.finfo(times.dtype).eps) ** 0.75
 
 

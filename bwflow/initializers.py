@@ -13,6 +13,7 @@ ValueError
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from bwflow.linalg import full_precision, range_mask
 
 
 def gaussian(std: ArrayLike | None = None) -> Initializer:
-    """Independent entries `N(0, std^2)`; by default `std^2 = 1 / d_{j-1}`, which keeps norms.
+    """Independent entries `N(0, std^2)`; by default `std^2 = 1 / d_{j-1}`.
 
     Examples
     --------
@@ -94,7 +95,7 @@ def xavier_uniform(gain: ArrayLike = 1.0) -> Initializer:
 def kaiming_normal(gain: ArrayLike = 2**0.5) -> Initializer:
     """Gaussian entries of variance `gain^2 / d_{j-1}` (He et al., arXiv 1502.01852).
 
-    Their gain is made for rectifiers; a linear network keeps norms with `gain = 1`.
+    Their gain is made for rectifiers; a linear network keeps mean squares with `gain = 1`.
 
     Examples
     --------
@@ -315,9 +316,9 @@ def split_evenly(W: ArrayLike, widths: Sequence[int]) -> Factors:
 
 
 # What a specification may name: the factories that need no target.
-_NORMS = (gaussian, uniform, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform)
+_ENTRYWISE = (gaussian, uniform, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform)
 INITIALIZERS: dict[str, Callable[..., Initializer]] = {
-    factory.__name__: factory for factory in (*_NORMS, orthogonal, identity, balanced, low_rank)
+    factory.__name__: factory for factory in (*_ENTRYWISE, orthogonal, identity, balanced, low_rank)
 }
 
 
@@ -349,9 +350,12 @@ def _independent(draw: Callable[..., Array]) -> Initializer:
     return initialize
 
 
-def _by_variance(scale: ArrayLike, mode: str, distribution: str) -> Initializer:
-    draw = jax.nn.initializers.variance_scaling(scale, mode, distribution, in_axis=-1, out_axis=-2)
-    return _independent(draw)
+def _by_variance(
+    scale: ArrayLike, mode: Literal["fan_in", "fan_avg"], law: Literal["normal", "uniform"]
+) -> Initializer:
+    return _independent(
+        jax.nn.initializers.variance_scaling(scale, mode, law, in_axis=-1, out_axis=-2)
+    )
 
 
 @full_precision

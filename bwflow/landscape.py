@@ -53,8 +53,9 @@ def minimizer(target: Target, rank: int, *, tau: ArrayLike = 0.0) -> Float[Array
     >>> import jax.numpy as jnp
     >>> import bwflow as bw
     >>> target = bw.Target(jnp.diag(jnp.array([4.0, 1.0])))
-    >>> bw.landscape.minimizer(target, 1, tau=0.5).round(5).tolist()
-    [[3.5, 0.0], [0.0, 0.0]]
+    >>> print(bw.landscape.minimizer(target, 1, tau=0.5).round(3))
+    [[3.5 0. ]
+     [0.  0. ]]
     """
     values = minimizing_eigenvalues(target, rank, tau=tau)
     return (target.eigenvectors * values[None, :]) @ target.eigenvectors.T
@@ -109,11 +110,14 @@ def minimum(
     rank = _checks.positive_int("rank", rank)
     lam = target.eigenvalues
     tau = _checks.scalar("tau", tau, lam.dtype, minimum=0.0)
+    learnt = (jnp.arange(lam.size) < rank) & (lam > tau)
     if loss == "bures_wasserstein":
-        remainder, outside = (jnp.sqrt(lam) - jnp.sqrt(tau)) ** 2, tau
+        # Roots are taken only where they count: their slope is infinite at zero.
+        left = jnp.sqrt(jnp.where(lam > 0, lam, 1.0))
+        right = jnp.sqrt(jnp.where(learnt | (lam <= 0), 1.0, tau))
+        remainder, outside = jnp.where(lam > 0, (left - right) ** 2, tau), tau
     elif loss == "frobenius":
         remainder, outside = (lam - tau) ** 2, tau**2
     else:
         raise ValueError(f"loss must be 'bures_wasserstein' or 'frobenius'; got {loss!r}.")
-    learnt = (jnp.arange(lam.size) < rank) & (lam > tau)
     return jnp.sum(jnp.where(learnt, 0.0, remainder)) + (target.dim - lam.size) * outside

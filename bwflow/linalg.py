@@ -60,7 +60,7 @@ def polar(Y: Float[Array, "m q"]) -> Float[Array, "m q"]:
 
 @jax.custom_jvp
 def _polar(Y: Float[Array, "m q"]) -> Float[Array, "m q"]:
-    U, s, Vt = _range_svd(Y)
+    U, _, Vt = _range_svd(Y)
     return U @ Vt
 
 
@@ -130,7 +130,8 @@ def symmetric_sylvester(H: Float[Array, "n n"], C: Float[Array, "n n"]) -> Float
     --------
     >>> import jax.numpy as jnp
     >>> from bwflow import linalg
-    >>> print(linalg.symmetric_sylvester(jnp.diag(jnp.array([1.0, 3.0])), jnp.ones((2, 2))).round(4))
+    >>> H = jnp.diag(jnp.array([1.0, 3.0]))
+    >>> print(linalg.symmetric_sylvester(H, jnp.ones((2, 2))).round(4))
     [[0.5    0.25  ]
      [0.25   0.1667]]
     """

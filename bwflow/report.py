@@ -76,7 +76,10 @@ def _legend(ds: xr.Dataset) -> str:
 
 def write(ds: xr.Dataset, folder: str | Path) -> tuple[str, list[Path]]:
     """Write `table.txt` and `figure.png` of a study into a folder; returns the table and paths."""
-    from bwflow import plotting
+    try:
+        from bwflow import plotting
+    except ImportError:
+        raise ImportError("figures need matplotlib: pip install 'bwflow[plot]'") from None
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ def sweep(
     static: Mapping[str, Sequence[Any]] | None = None,
     traced: Mapping[str, Any],
     batch_size: int | None = None,
-    memory_limit: float = 2**30,
+    memory_limit: float = 2.0**30,
     progress: bool = True,
 ) -> xr.Dataset:
     """Run an experiment on every point of a grid.

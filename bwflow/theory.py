@@ -148,8 +148,14 @@ def _root(increasing: Callable[[Scalar], Scalar], low: Scalar, high: Scalar) -> 
     return lax.fori_loop(0, _STEPS, halve, (low, high))[0]
 
 
-def aligned_flow(singular_values: ArrayLike, eigenvalues: ArrayLike, time: ArrayLike, *,
-                 depth: int, tau: ArrayLike = 0.0) -> Float[Array, "..."]:
+def aligned_flow(
+    singular_values: ArrayLike,
+    eigenvalues: ArrayLike,
+    time: ArrayLike,
+    *,
+    depth: int,
+    tau: ArrayLike = 0.0,
+) -> Float[Array, "..."]:
     """Singular values of an aligned balanced flow, `s' = -2N s^{3-2/N} (1 - b / (s^2+tau)^{1/2})`.
 
     Balanced layers with product `Omega diag(s) V^T`, `Omega` the eigenvectors of the target, keep
@@ -225,8 +231,9 @@ def _aligned(depth: int, start: Scalar, lam: Scalar, time: Scalar, tau: Scalar) 
     return jnp.where(start > 0, position(z + rise), 0)
 
 
-def scalar_unbalanced_flow(w1: ArrayLike, w2: ArrayLike, eigenvalue: ArrayLike,
-                           time: ArrayLike) -> Float[Array, "..."]:
+def scalar_unbalanced_flow(
+    w1: ArrayLike, w2: ArrayLike, eigenvalue: ArrayLike, time: ArrayLike
+) -> Float[Array, "..."]:
     """Product `s = w2 w1` of two scalar layers without smoothing, `s' = -2 (s-b) (4s^2+d^2)^{1/2}`.
 
     `d = w2^2 - w1^2` is conserved and `b^2` is the eigenvalue. With `R = (4b^2 + d^2)^{1/2}`, the

@@ -1,6 +1,7 @@
 """What several test files need: the golden cases, tolerances, random inputs."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -41,7 +42,7 @@ def gaussian_factors(seed, widths, scale=None):
     rng = np.random.default_rng(seed)
     return tuple(
         jnp.asarray(rng.normal(size=(b, a)) * (a**-0.5 if scale is None else scale), dtype=float)
-        for a, b in zip(widths, widths[1:], strict=False)
+        for a, b in pairwise(widths)
     )
 
 

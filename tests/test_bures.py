@@ -1,4 +1,4 @@
-"""The loss and its derivatives against high-precision reference values, and where they degenerate."""
+"""The loss and its derivatives: high-precision reference values, and degenerate points."""
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,8 @@ def test_golden_covariance_gradient_of_the_distance(case):
     gradient = jax.grad(bw.bures_wasserstein)(S, target.covariance)
     # From matrices, T has lost as many digits as the conditions of the two together.
     spread = np.sqrt(target.eigenvalues[0] / values[0]) * (
-        values[-1] / values[0] + target.eigenvalues[0] / target.eigenvalues[-1])
+        values[-1] / values[0] + target.eigenvalues[0] / target.eigenvalues[-1]
+    )
     assert_close(gradient, array(case["grad_Sigma"]), 1e-14 * float(spread) + 1e-12)
 
 
@@ -130,8 +131,11 @@ def spd(seed, n, condition):
 def test_distance_of_matrices_agrees_with_sixty_digits(condition):
     A, B = spd(0, 5, condition), spd(1, 5, 10.0)
     # A matrix holds its smallest eigenvalue to eps * condition, and the distance its root.
-    assert_close(bw.bures_wasserstein(array(A), array(B)), exact_distance(A, B),
-                 by_precision(1e-13, 1e-5) + EPS * np.sqrt(condition))
+    assert_close(
+        bw.bures_wasserstein(array(A), array(B)),
+        exact_distance(A, B),
+        by_precision(1e-13, 1e-5) + EPS * np.sqrt(condition),
+    )
 
 
 def test_distance_is_symmetric_zero_when_coincident_and_never_negative():
@@ -157,7 +161,8 @@ def test_gradients_of_the_distance_match_differences_in_both_arguments():
     D = array(np.diag([1.0, -1.0, 0.5, 0.2]) + 0.1)
     h = 2e-6
     for position in (0, 1):
-        at = lambda t, i=position: bw.bures_wasserstein(*((A + t * D, B) if i == 0 else (A, B + t * D)))
+        step = (D, 0 * D) if position == 0 else (0 * D, D)
+        at = lambda t, step=step: bw.bures_wasserstein(A + t * step[0], B + t * step[1])
         expected = (at(h) - at(-h)) / (2 * h)
         gradient = jax.grad(bw.bures_wasserstein, argnums=position)(A, B)
         assert_close(jnp.vdot(gradient, D), expected, 1e-9)
@@ -217,8 +222,11 @@ def test_loss_does_not_see_rotations_of_the_latent_space(tau):
     target = random_target(0, 4)
     W = gaussian_factors(0, (3, 4))[0]
     Q = array(np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0])
-    assert_close(bw.smoothed_bures(W @ Q, target, tau=tau), bw.smoothed_bures(W, target, tau=tau),
-                 by_precision(1e-14, 2e-6))
+    assert_close(
+        bw.smoothed_bures(W @ Q, target, tau=tau),
+        bw.smoothed_bures(W, target, tau=tau),
+        by_precision(1e-14, 2e-6),
+    )
 
 
 @pytest.mark.float64
@@ -265,26 +273,32 @@ def test_one_program_serves_every_smoothing():
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize(("W", "tau", "message"), [
-    (np.ones(3), 0.0, "W must have 2 dimensions"),
-    (np.ones((2, 2)), 0.0, "W must have 3 rows"),
-    (np.ones((3, 3), int), 0.0, "W must be real floating point"),
-    (np.full((3, 3), np.nan), 0.0, "W must be finite"),
-    (np.eye(3), -1.0, "tau must be at least 0.0; got -1.0"),
-    (np.eye(3), np.nan, "tau must be a finite number"),
-])
+@pytest.mark.parametrize(
+    ("W", "tau", "message"),
+    [
+        (np.ones(3), 0.0, "W must have 2 dimensions"),
+        (np.ones((2, 2)), 0.0, "W must have 3 rows"),
+        (np.ones((3, 3), int), 0.0, "W must be real floating point"),
+        (np.full((3, 3), np.nan), 0.0, "W must be finite"),
+        (np.eye(3), -1.0, "tau must be at least 0.0; got -1.0"),
+        (np.eye(3), np.nan, "tau must be a finite number"),
+    ],
+)
 @pytest.mark.usefixtures("as_installed")
 def test_bad_input_is_refused_by_name(W, tau, message):
     with pytest.raises(ValueError, match=message):
         bw.smoothed_bures(W, random_target(0, 3), tau=tau)
 
 
-@pytest.mark.parametrize(("A", "message"), [
-    (np.ones((2, 3)), "A must be square"),
-    (np.diag([1.0, -0.5]), "A must be positive semi-definite; its smallest eigenvalue is -0.5"),
-    (np.array([[1.0, 0.5], [0.0, 1.0]]), "A must be symmetric"),
-    (np.eye(3), "A and B must have one shape"),
-])
+@pytest.mark.parametrize(
+    ("A", "message"),
+    [
+        (np.ones((2, 3)), "A must be square"),
+        (np.diag([1.0, -0.5]), "A must be positive semi-definite; its smallest eigenvalue is -0.5"),
+        (np.array([[1.0, 0.5], [0.0, 1.0]]), "A must be symmetric"),
+        (np.eye(3), "A and B must have one shape"),
+    ],
+)
 @pytest.mark.usefixtures("as_installed")
 def test_bad_matrices_are_refused_by_name(A, message):
     with pytest.raises(ValueError, match=message):

@@ -133,7 +133,6 @@ def test_target_under_jit_is_the_eager_one():
     assert_close(jax.jit(bw.Target.from_factor)(B).covariance, B @ B.T, TOL * 3)
 
 
-@pytest.mark.xfail(strict=True, reason="eigenvalues of rounding size come out negative")
 @pytest.mark.parametrize("seed", range(3))
 def test_rank_above_that_of_the_covariance_changes_no_loss(seed):
     """As in a trace, where the rank cannot be counted: the columns to spare are zero."""
@@ -300,19 +299,30 @@ BAD = {
     ),
     "no samples": (
         lambda: bw.Target.from_samples(jnp.ones((1, 3)), ddof=1),
-        r"X must hold more than ddof=1 samples in its rows; got 1",
+        r"X must hold more than ddof=1 samples in its rows.* got 1 samples",
     ),
-    "equal samples": (lambda: bw.Target.from_samples(jnp.ones((4, 2))), r"factor must not be zero"),
+    "equal samples": (
+        lambda: bw.Target.from_samples(jnp.ones((4, 2))),
+        r"X must hold samples that",
+    ),
     "samples vector": (lambda: bw.Target.from_samples(jnp.ones(4)), r"X must have 2 dimensions"),
     "negative spectrum": (
         lambda: covariances.from_spectrum(jnp.array([1.0, -0.5])),
-        r"eigenvalues must not be negative; the smallest is -0.5",
+        r"eigenvalues must be one or more numbers, none negative; got .*-0.5",
     ),
     "zero spectrum": (lambda: covariances.from_spectrum(jnp.zeros(2)), r"zero"),
     "matrix spectrum": (lambda: covariances.from_spectrum(jnp.eye(2)), r"eigenvalues must have 1 "),
     "n": (lambda: covariances.power_law(0), r"n must be a positive integer; got 0"),
-    "condition": (lambda: covariances.geometric(3, 0.5), r"condition must be at least 1; got 0.5"),
-    "step rank": (lambda: covariances.step(3, 4), r"rank must lie between 1 and n=3; got 4"),
+    "empty spectrum": (lambda: covariances.from_spectrum(jnp.zeros(0)), r"eigenvalues must be one"),
+    "condition NaN": (
+        lambda: covariances.geometric(3, float("nan")),
+        r"condition must be .* got nan",
+    ),
+    "condition": (
+        lambda: covariances.geometric(3, 0.5),
+        r"condition must be .* at least 1; got 0.5",
+    ),
+    "step rank": (lambda: covariances.step(3, 4), r"rank must be at most n=3; got 4"),
     "step low": (lambda: covariances.step(3, 1, -0.1), r"low must lie between 0 and 1; got -0.1"),
     "wishart dof": (
         lambda: covariances.wishart(KEY, 3, dof=0),
@@ -324,7 +334,7 @@ BAD = {
     ),
     "random minimum": (
         lambda: covariances.random_spectrum(KEY, 3, minimum=-1.0),
-        r"minimum must not be negative; got -1.0",
+        r"minimum must be finite and not negative; got -1.0",
     ),
     "sampled": (
         lambda: covariances.random_spectrum(KEY, 3, sampled="roots"),

@@ -1,7 +1,6 @@
 """Gradient descent against a loop in numpy, exact one-step results, and optax's optimisers."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -48,8 +47,9 @@ def test_descent_is_the_loop_in_numpy():
 
 def test_one_step_of_one_half_reaches_the_optimum_of_one_layer():
     W = gaussian_factors(2, (4, 3))[0]
-    run = bw.gradient_descent(bw.losses.BuresWasserstein(TARGET, 0.0), (W,), optax.sgd(0.5),
-                              num_steps=1)
+    run = bw.gradient_descent(
+        bw.losses.BuresWasserstein(TARGET, 0.0), (W,), optax.sgd(0.5), num_steps=1
+    )
     assert_close(run.factors[0] @ run.factors[0].T, TARGET.covariance, by_precision(1e-14, 1e-6))
     assert run.probes["loss"][-1] <= by_precision(1e-28, 1e-12)
 
@@ -58,8 +58,9 @@ def test_one_layer_contracts_by_the_exact_factor():
     """`L_{k+1} = (1 - 2 eta)^2 L_k` at tau = 0 and full rank."""
     eta = 0.1
     W = gaussian_factors(2, (4, 3))[0]
-    run = bw.gradient_descent(bw.losses.BuresWasserstein(TARGET, 0.0), (W,), optax.sgd(eta),
-                              num_steps=8)
+    run = bw.gradient_descent(
+        bw.losses.BuresWasserstein(TARGET, 0.0), (W,), optax.sgd(eta), num_steps=8
+    )
     expected = float(run.probes["loss"][0]) * (1 - 2 * eta) ** (2 * np.arange(9))
     assert_close(run.probes["loss"], expected, by_precision(1e-13, 1e-5))
 
@@ -69,8 +70,9 @@ def test_rows_are_counted_in_steps_and_the_last_is_the_end():
     coarse = bw.gradient_descent(LOSS, FACTORS, SGD, num_steps=10, save_every=4)
     assert fine.times.tolist() == list(range(11))
     assert coarse.times.tolist() == [0, 4, 8, 10]
-    assert_close(coarse.probes["loss"], fine.probes["loss"][coarse.times],
-                 by_precision(1e-15, 1e-6))
+    assert_close(
+        coarse.probes["loss"], fine.probes["loss"][coarse.times], by_precision(1e-15, 1e-6)
+    )
     few = bw.gradient_descent(LOSS, FACTORS, SGD, num_steps=2, save_every=4)
     assert few.times.tolist() == [0, 2]
     assert coarse.clock == "step"
@@ -119,8 +121,9 @@ def test_a_run_that_diverges_changes_no_bit_of_its_neighbours(until):
     @jax.jit
     @jax.vmap
     def descend(rate):
-        return bw.gradient_descent(LOSS, FACTORS, optax.sgd(rate), num_steps=40, save_every=10,
-                                   until=until, throw=False)
+        return bw.gradient_descent(
+            LOSS, FACTORS, optax.sgd(rate), num_steps=40, save_every=10, until=until, throw=False
+        )
 
     mixed, healthy = descend(array([0.05, 1e4, 0.02])), descend(array([0.05, 0.01, 0.02]))
     kept = np.array([0, 2])
@@ -130,11 +133,16 @@ def test_a_run_that_diverges_changes_no_bit_of_its_neighbours(until):
 
 
 def test_learning_rate_is_swept_inside_one_program():
-    descend = jax.vmap(lambda rate: bw.gradient_descent(
-        LOSS, FACTORS, optax.sgd(rate), num_steps=20).probes["loss"][-1])
+    descend = jax.vmap(
+        lambda rate: bw.gradient_descent(LOSS, FACTORS, optax.sgd(rate), num_steps=20).probes[
+            "loss"
+        ][-1]
+    )
     rates = array([0.01, 0.05])
-    expected = [bw.gradient_descent(LOSS, FACTORS, optax.sgd(float(rate)), num_steps=20)
-                .probes["loss"][-1] for rate in rates]
+    expected = [
+        bw.gradient_descent(LOSS, FACTORS, optax.sgd(float(rate)), num_steps=20).probes["loss"][-1]
+        for rate in rates
+    ]
     assert_close(descend(rates), expected, by_precision(1e-12, 1e-5))
 
 
@@ -149,13 +157,16 @@ def test_descent_is_differentiable_in_both_modes():
     assert_close(jax.jvp(final, (0.05,), (1.0,))[1], expected, by_precision(1e-8, 2e-3))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"num_steps": 0}, "num_steps must be a positive integer; got 0"),
-    ({"num_steps": 1.5}, "num_steps must be a positive integer; got 1.5"),
-    ({"save_every": -1}, "save_every must be a positive integer; got -1"),
-    ({"params": (np.eye(3), np.ones((3, 2)))}, "factors must chain"),
-    ({"params": (np.ones((2, 2)),)}, "W must have 3 rows"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be a positive integer; got 0"),
+        ({"num_steps": 1.5}, "num_steps must be a positive integer; got 1.5"),
+        ({"save_every": -1}, "save_every must be a positive integer; got -1"),
+        ({"params": (np.eye(3), np.ones((3, 2)))}, "factors must chain"),
+        ({"params": (np.ones((2, 2)),)}, "W must have 3 rows"),
+    ],
+)
 @pytest.mark.usefixtures("as_installed")
 def test_bad_input_is_refused_by_name(change, message):
     arguments = {"params": FACTORS, "optimizer": SGD, "num_steps": 1} | change

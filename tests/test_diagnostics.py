@@ -1,6 +1,7 @@
 """Named quantities against numpy, at random networks and at the optimum."""
 
 from functools import reduce
+from itertools import pairwise
 
 import equinox as eqx
 import jax
@@ -110,7 +111,7 @@ def test_imbalance_has_a_norm_for_each_pair_of_neighbours(recorded):
     layers, _, _ = numpy_point(factors)
     expected = [
         np.linalg.norm(outer.T @ outer - inner @ inner.T)
-        for inner, outer in zip(layers[:-1], layers[1:], strict=True)
+        for inner, outer in pairwise(layers)
     ]
     assert_close(values["imbalance"], np.array(expected), ROUNDING)
 

@@ -26,8 +26,14 @@ NO_PROBE = bw.diagnostics.record("loss")
 
 
 def endpoint(loss, factors, end, solver=None):
-    return bw.gradient_flow(loss, factors, solver or diffrax.Dopri8(), probe=NO_PROBE,
-                            times=jnp.array([0.0, end]), **TIGHT)
+    return bw.gradient_flow(
+        loss,
+        factors,
+        solver or diffrax.Dopri8(),
+        probe=NO_PROBE,
+        times=jnp.array([0.0, end]),
+        **TIGHT,
+    )
 
 
 @pytest.mark.parametrize("case", **cases("flows"))
@@ -55,8 +61,9 @@ def test_aligned_balanced_starts_follow_the_exact_singular_values(depth, tau):
     """Starts above and below the target, smoothings below and above its smallest eigenvalue."""
     target = random_target(depth, 3, condition=5.0)
     values = array([1.5, 0.4, 0.2])
-    run = endpoint(bw.losses.BuresWasserstein(target, tau), aligned_start(target, values, depth),
-                   0.8)
+    run = endpoint(
+        bw.losses.BuresWasserstein(target, tau), aligned_start(target, values, depth), 0.8
+    )
     expected = theory.aligned_flow(values, target.eigenvalues, 0.8, depth=depth, tau=tau)
     W = bw.end_to_end(run.factors)
     assert_close(target.eigenvectors.T @ W, np.diag(expected), 10 * EXACT)
@@ -80,8 +87,11 @@ def test_one_layer_rank_one_flow_from_any_start():
 
 def test_two_unbalanced_scalar_layers():
     w1, w2, lam = 0.3, 1.7, 2.0
-    run = endpoint(bw.losses.BuresWasserstein(bw.Target(lam * jnp.eye(1)), 0.0),
-                   (jnp.full((1, 1), w1), jnp.full((1, 1), w2)), 0.6)
+    run = endpoint(
+        bw.losses.BuresWasserstein(bw.Target(lam * jnp.eye(1)), 0.0),
+        (jnp.full((1, 1), w1), jnp.full((1, 1), w2)),
+        0.6,
+    )
     expected = theory.scalar_unbalanced_flow(w1, w2, lam, 0.6)
     assert_close(bw.end_to_end(run.factors), np.full((1, 1), expected), EXACT)
 
@@ -112,8 +122,11 @@ def test_flow_conserves_imbalance(run):
     before, after = bw.imbalance(FACTORS), bw.imbalance(run.factors)
     for D0, D1 in zip(before, after, strict=True):
         assert_close(D1, D0, by_precision(1e-7, 1e-3))
-    assert_close(run.probes["imbalance"], np.repeat(run.probes["imbalance"][:1], 7, axis=0),
-                 by_precision(1e-7, 1e-3))
+    assert_close(
+        run.probes["imbalance"],
+        np.repeat(run.probes["imbalance"][:1], 7, axis=0),
+        by_precision(1e-7, 1e-3),
+    )
 
 
 def test_flow_decreases_the_loss_at_the_rate_of_the_squared_gradient(run):
@@ -130,8 +143,11 @@ def test_first_row_is_the_start_and_last_row_the_end(run):
     for row, factors in ((0, FACTORS), (-1, run.factors)):
         W = bw.end_to_end(factors)
         assert_close(run.probes["loss"][row], LOSS(W), by_precision(1e-14, 1e-6))
-        assert_close(run.probes["singular_values"][row], np.linalg.svd(W, compute_uv=False),
-                     by_precision(1e-13, 1e-5))
+        assert_close(
+            run.probes["singular_values"][row],
+            np.linalg.svd(W, compute_uv=False),
+            by_precision(1e-13, 1e-5),
+        )
     assert run.clock == "time"
     assert run.hit == jnp.inf
     assert run.result == bw.RESULTS.successful
@@ -148,15 +164,23 @@ def test_constant_steps_converge_at_first_order():
     errors = []
     exact = bw.gradient_flow(LOSS, FACTORS, times=TIMES[:2], probe=NO_PROBE, **TOLERANCES)
     for dt in (0.02, 0.01):
-        euler = bw.gradient_flow(LOSS, FACTORS, diffrax.Euler(), times=TIMES[:2], dt0=dt,
-                                 probe=NO_PROBE, **TOLERANCES)
+        euler = bw.gradient_flow(
+            LOSS, FACTORS, diffrax.Euler(), times=TIMES[:2], dt0=dt, probe=NO_PROBE, **TOLERANCES
+        )
         errors.append(float(jnp.abs(euler.probes["loss"][-1] - exact.probes["loss"][-1])))
     assert 1.6 < errors[0] / errors[1] < 2.4
 
 
 def test_norm_and_progress_meter_are_the_callers_choice(run):
-    other = bw.gradient_flow(LOSS, FACTORS, times=TIMES[::6], norm=optx.rms_norm, probe=NO_PROBE,
-                             progress_meter=diffrax.NoProgressMeter(), **TOLERANCES)
+    other = bw.gradient_flow(
+        LOSS,
+        FACTORS,
+        times=TIMES[::6],
+        norm=optx.rms_norm,
+        probe=NO_PROBE,
+        progress_meter=diffrax.NoProgressMeter(),
+        **TOLERANCES,
+    )
     assert_close(other.probes["loss"], run.probes["loss"][::6], by_precision(1e-6, 2e-3))
 
 
@@ -172,8 +196,14 @@ def test_vmapped_flows_are_the_single_ones():
     taus = jnp.array([0.0, 0.01, 0.1])
 
     def final(tau, factors):
-        return bw.gradient_flow(bw.losses.BuresWasserstein(TARGET, tau), factors, times=TIMES,
-                                probe=NO_PROBE, throw=False, **TOLERANCES).probes["loss"]
+        return bw.gradient_flow(
+            bw.losses.BuresWasserstein(TARGET, tau),
+            factors,
+            times=TIMES,
+            probe=NO_PROBE,
+            throw=False,
+            **TOLERANCES,
+        ).probes["loss"]
 
     batch = jax.vmap(final)(taus, jax.tree.map(lambda *W: jnp.stack(W), *starts))
     for row, tau, start in zip(batch, taus, starts, strict=True):
@@ -187,8 +217,9 @@ def test_a_run_that_fails_changes_no_bit_of_its_neighbours():
     @jax.jit
     @jax.vmap
     def follow(W):
-        return bw.gradient_flow(LOSS, (W,), times=TIMES[:3], probe=NO_PROBE, throw=False,
-                                max_steps=500, **TOLERANCES)
+        return bw.gradient_flow(
+            LOSS, (W,), times=TIMES[:3], probe=NO_PROBE, throw=False, max_steps=500, **TOLERANCES
+        )
 
     healthy, mixed = follow(starts), follow(broken)
     kept = np.array([0, 1, 3])
@@ -210,8 +241,9 @@ def test_failures_are_named_and_raised_on_request():
 def test_reverse_and_forward_derivatives_through_the_flow():
     def final(tau, adjoint=None):
         loss = bw.losses.BuresWasserstein(TARGET, tau)
-        return bw.gradient_flow(loss, FACTORS, times=TIMES[:2], probe=NO_PROBE, adjoint=adjoint,
-                                **TOLERANCES).probes["loss"][-1]
+        return bw.gradient_flow(
+            loss, FACTORS, times=TIMES[:2], probe=NO_PROBE, adjoint=adjoint, **TOLERANCES
+        ).probes["loss"][-1]
 
     h = by_precision(1e-4, 1e-2)
     expected = (final(0.02 + h) - final(0.02 - h)) / (2 * h)
@@ -220,17 +252,20 @@ def test_reverse_and_forward_derivatives_through_the_flow():
     assert_close(forward, expected, by_precision(1e-6, 2e-3))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"times": [0.0]}, "times must be at least two"),
-    ({"times": [0.0, 1.0, 1.0]}, "times must be strictly increasing"),
-    ({"times": [0.0, np.nan]}, "times must be strictly increasing"),
-    ({"rtol": 0.0}, "rtol must be positive; got 0.0"),
-    ({"atol": -1.0}, "atol must be positive; got -1.0"),
-    ({"max_steps": 0}, "max_steps must be a positive integer; got 0"),
-    ({"solver": diffrax.Euler()}, "dt0 must be given: Euler"),
-    ({"params": (np.eye(3), np.ones((3, 2)))}, "factors must chain"),
-    ({"params": ()}, "factors must be a non-empty tuple"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"times": [0.0]}, "times must be at least two"),
+        ({"times": [0.0, 1.0, 1.0]}, "times must be strictly increasing"),
+        ({"times": [0.0, np.nan]}, "times must be strictly increasing"),
+        ({"rtol": 0.0}, "rtol must be positive; got 0.0"),
+        ({"atol": -1.0}, "atol must be positive; got -1.0"),
+        ({"max_steps": 0}, "max_steps must be a positive integer; got 0"),
+        ({"solver": diffrax.Euler()}, "dt0 must be given: Euler"),
+        ({"params": (np.eye(3), np.ones((3, 2)))}, "factors must chain"),
+        ({"params": ()}, "factors must be a non-empty tuple"),
+    ],
+)
 @pytest.mark.usefixtures("as_installed")
 def test_bad_input_is_refused_by_name(change, message):
     arguments = {"params": FACTORS, "times": TIMES, **TOLERANCES} | change

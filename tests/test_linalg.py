@@ -30,8 +30,11 @@ def test_polar_is_the_isometry_of_the_polar_decomposition(shape):
 @pytest.mark.parametrize("shape", [(3, 4), (4, 4), (4, 3)])
 def test_polar_has_the_rank_of_its_argument(shape):
     P = linalg.polar(array(rank_one(0, shape)))
-    assert_close(jnp.linalg.svd(P, compute_uv=False), [1.0, 0.0, 0.0, 0.0][: min(shape)],
-                 by_precision(1e-14, 1e-6))
+    assert_close(
+        jnp.linalg.svd(P, compute_uv=False),
+        [1.0, 0.0, 0.0, 0.0][: min(shape)],
+        by_precision(1e-14, 1e-6),
+    )
     assert_close(linalg.polar(jnp.zeros(shape)), np.zeros(shape), 0.0)
 
 
@@ -75,8 +78,11 @@ def test_polar_second_derivative_does_not_depend_on_the_order_of_modes():
 
 def test_polar_under_vmap_is_the_loop():
     Y = array(gaussian(0, (6, 3, 5)))
-    assert_close(jax.vmap(linalg.polar)(Y), jnp.stack([linalg.polar(y) for y in Y]),
-                 by_precision(1e-14, 1e-6))
+    assert_close(
+        jax.vmap(linalg.polar)(Y),
+        jnp.stack([linalg.polar(y) for y in Y]),
+        by_precision(1e-14, 1e-6),
+    )
 
 
 @pytest.mark.parametrize("eigenvalues", [[3.0, 1.0, 0.5], [2.0, 2.0, 2.0]])
@@ -84,8 +90,9 @@ def test_symmetric_sylvester_agrees_with_scipy(eigenvalues):
     Q = np.linalg.qr(gaussian(0, (3, 3)))[0]
     H, C = Q @ np.diag(eigenvalues) @ Q.T, gaussian(1, (3, 3))
     expected = scipy.linalg.solve_sylvester(H, H, C)
-    assert_close(linalg.symmetric_sylvester(array(H), array(C)), expected,
-                 by_precision(1e-13, 1e-5))
+    assert_close(
+        linalg.symmetric_sylvester(array(H), array(C)), expected, by_precision(1e-13, 1e-5)
+    )
 
 
 @pytest.mark.float64

@@ -1,0 +1,275 @@
+"""Convergence statistics against hand-written estimators and datasets whose decay is known."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import bwflow as bw
+from bwflow import statistics
+
+TOLERANCE = 1e-6
+QUANTILES = (Fraction(1, 4), Fraction(1, 2), Fraction(3, 4))
+
+
+def kaplan_meier(duration, arrived):
+    """First arrival at which the product-limit estimate of what is still under way falls so far."""
+    quantiles = []
+    for q in QUANTILES:
+        under_way, answer = Fraction(1), np.inf
+        for t in sorted(set(duration[arrived])):
+            at_risk = int(np.sum(duration >= t))
+            under_way *= 1 - Fraction(int(np.sum(arrived & (duration == t))), at_risk)
+            if 1 - under_way >= q:
+                answer = t
+                break
+        quantiles.append(answer)
+    return quantiles
+
+
+def study(times, gap, hit, *, success=None, clock="time"):
+    """A sweep over seeds with given gaps and hits, from a loss of one."""
+    gap, hit = np.asarray(gap, float), np.asarray(hit, float)
+    count = len(hit)
+    times = np.asarray(times, float)
+    return xr.Dataset(
+        {
+            "loss": (("seed", "save"), np.broadcast_to(gap, (count, times.shape[-1]))),
+            "gap": (("seed", "save"), np.broadcast_to(gap, (count, times.shape[-1]))),
+            "hit": ("seed", hit),
+            "num_steps": ("seed", 10 * np.arange(count)),
+            "success": ("seed", np.ones(count, bool) if success is None else success),
+        },
+        {"seed": np.arange(count), clock: (("seed", "save")[2 - times.ndim :], times)},
+        {"tolerance": TOLERANCE},
+    )
+
+
+def stopped(times, decay, arrival):
+    """A run that follows a law until its arrival at the tolerance, and repeats that row after."""
+    assert np.isclose(decay(arrival), TOLERANCE)
+    hit = arrival if arrival <= times[-1] else np.inf
+    return study(times, [np.where(times < arrival, decay(times), TOLERANCE)], [hit])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_quantiles_are_those_of_kaplan_and_meier(seed):
+    """Ties among arrivals and with the ends; every run has an end of its own."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(3, 30))
+    ends = rng.integers(1, 12, count).astype(float)
+    arrival = rng.integers(1, 16, count).astype(float)
+    arrived = arrival <= ends
+    times = np.stack([np.zeros(count), ends], axis=1)
+    ds = study(times, np.ones((count, 2)), np.where(arrived, arrival, np.inf))
+    summary = statistics.summary(ds)
+    expected = kaplan_meier(np.minimum(arrival, ends), arrived)
+    assert summary["hit"].values.tolist() == expected
+    assert summary["quantile"].values.tolist() == [0.25, 0.5, 0.75]
+    assert summary["arrived"] == arrived.sum()
+    assert summary["runs"] == count
+
+
+def test_quantiles_are_infinite_where_nobody_arrived():
+    ds = study([0.0, 5.0], np.ones((4, 2)), np.full(4, np.inf))
+    summary = statistics.summary(ds)
+    assert summary["hit"].values.tolist() == [np.inf] * 3
+    assert summary["arrived"] == 0
+    assert summary["runs"] == 4
+
+
+def test_quantiles_are_those_of_the_sample_where_all_arrived():
+    hits = np.array([8.0, 1.0, 5.0, 2.0, 7.0, 3.0, 4.0, 6.0])
+    summary = statistics.summary(study([0.0, 9.0], np.ones((8, 2)), hits))
+    assert summary["hit"].values.tolist() == [2.0, 4.0, 6.0]
+    assert summary["arrived"] == 8
+
+
+def test_quantiles_beyond_the_end_are_infinite():
+    """Half of the runs arrived, so the third quartile is not known."""
+    hits = np.array([1.0, np.inf, 2.0, np.inf])
+    summary = statistics.summary(study([0.0, 9.0], np.ones((4, 2)), hits))
+    assert summary["hit"].values.tolist() == [1.0, 2.0, np.inf]
+
+
+def test_failed_runs_are_counted_and_censored():
+    """Two arrive, one fails and one has a hit to its name but failed: it did not arrive."""
+    hits = np.array([1.0, 3.0, np.inf, 2.0])
+    success = np.array([True, True, False, False])
+    ds = study([0.0, 9.0], np.ones((4, 2)), hits, success=success)
+    summary = statistics.summary(ds)
+    assert summary["failed"] == 2
+    assert summary["arrived"] == 2
+    assert summary["runs"] == 4
+    expected = kaplan_meier(np.array([1.0, 3.0, 9.0, 9.0]), np.array([True, True, False, False]))
+    assert summary["hit"].values.tolist() == expected == [1.0, 3.0, np.inf]
+
+
+def test_steps_are_the_median():
+    summary = statistics.summary(study([0.0, 9.0], np.ones((5, 2)), np.ones(5)))
+    assert summary["steps"] == 20.0
+
+
+@pytest.mark.parametrize("end", [20.0, 100.0], ids=["under way", "arrived"])
+def test_the_late_rate_of_an_exponential_is_its_rate(end):
+    times = np.linspace(0.0, end, 101)
+    ds = stopped(times, lambda t: np.exp(-0.3 * t), np.log(1e6) / 0.3)
+    assert np.isfinite(ds["hit"]) == (end == 100.0)
+    assert abs(statistics.summary(ds)["late_rate"] - 0.3) < 1e-9
+
+
+def test_the_late_rate_forgets_how_the_run_began():
+    """A slow beginning is more than three decades above the end."""
+    times = np.linspace(0.0, 200.0, 401)
+    arrival = 50.0 + (np.log(1e6) - 0.5) / 0.41
+    ds = stopped(times, lambda t: np.exp(-0.01 * t - 0.4 * np.maximum(t - 50.0, 0.0)), arrival)
+    assert abs(statistics.summary(ds)["late_rate"] - 0.41) < 1e-9
+
+
+@pytest.mark.parametrize("end", [100.0, 1e4], ids=["under way", "arrived"])
+def test_the_late_slope_of_a_power_law_is_its_exponent(end):
+    times = np.concatenate([[0.0], np.geomspace(1.0, end, 61)])
+    ds = stopped(times, lambda t: np.maximum(t, 1.0) ** -2.0, 1e3)
+    assert np.isfinite(ds["hit"]) == (end == 1e4)
+    assert abs(statistics.summary(ds)["late_slope"] + 2.0) < 1e-9
+
+
+def test_late_fits_are_medians_over_the_runs_that_did_not_fail():
+    times = np.linspace(0.0, 20.0, 41)
+    gaps = [np.exp(-rate * times) for rate in (0.1, 0.3, 0.2)]
+    gaps += [np.full(41, np.nan), np.exp(-5.0 * np.minimum(times, 1.0)), np.ones(41)]
+    success = np.array([True, True, True, False, False, False])
+    summary = statistics.summary(study(times, gaps, np.full(6, np.inf), success=success))
+    assert abs(summary["late_rate"] - 0.2) < 1e-9
+
+
+def test_a_run_with_too_few_records_has_no_fit():
+    """It arrived at once."""
+    summary = statistics.summary(study([0.0, 1.0, 2.0], [[1.0, 1e-6, 1e-6]], [0.5]))
+    assert np.isnan(summary["late_rate"])
+    assert np.isnan(summary["late_slope"])
+    assert summary["arrived"] == 1
+
+
+def test_each_dynamics_is_measured_by_its_clock():
+    """A decay of 0.5 per unit of time and of 0.02 per step, over the same records."""
+    times, steps = np.linspace(0.0, 10.0, 21), np.arange(0.0, 210.0, 10.0)
+    gaps = [np.exp(-0.5 * times), np.exp(-0.02 * steps)]
+    parts = [study(times, [gap], [np.inf]).drop_vars("time") for gap in gaps]
+    ds = xr.concat(parts, dim="dynamics").assign_coords(
+        dynamics=["flow", "descent"], time=("save", times), step=("save", steps)
+    )
+    summary = statistics.summary(ds)
+    rates = summary["late_rate"].transpose("dynamics").values
+    assert np.allclose(rates, [0.5, 0.02], rtol=1e-9)
+
+
+def test_the_tolerance_goes_before_that_of_the_dataset():
+    """The fit has the point `(hit, tolerance * L(0))`, here on the line or below it."""
+    times = np.arange(8.0)
+    ds = study(times, [0.5 ** np.minimum(times, 6.0)], [6.0])
+    on_line = statistics.summary(ds, tolerance=0.5**6)
+    assert abs(on_line["late_rate"] - np.log(2.0)) < 1e-9
+    below = statistics.summary(ds.assign_attrs(tolerance=0.5**8))
+    assert below["late_rate"] > 1.1 * np.log(2.0)
+
+
+def test_summaries_keep_the_other_axes():
+    times = np.linspace(0.0, 9.0, 10)
+    parts = [study(times, np.ones((3, 10)), hits) for hits in ([1.0, 2.0, 3.0], [np.inf] * 3)]
+    ds = xr.concat(parts, dim="tau").assign_coords(tau=[0.0, 0.1])
+    ds = ds.assign_coords(time=("save", times))
+    summary = statistics.summary(ds)
+    assert summary["hit"].transpose("tau", "quantile").values.tolist() == [
+        [1.0, 2.0, 3.0],
+        [np.inf] * 3,
+    ]
+    assert summary["arrived"].values.tolist() == [3, 0]
+    assert summary["runs"].values.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("name", ["loss", "gap", "hit", "num_steps", "success"])
+def test_a_sweep_without_what_is_needed_is_refused(name):
+    ds = study([0.0, 1.0], np.ones((2, 2)), np.ones(2)).drop_vars(name)
+    with pytest.raises(ValueError, match=f"it lacks {name}"):
+        statistics.summary(ds)
+
+
+def test_an_axis_that_is_not_there_is_refused():
+    ds = study([0.0, 1.0], np.ones((2, 2)), np.ones(2))
+    with pytest.raises(ValueError, match="it lacks the axis 'start'"):
+        statistics.summary(ds, over="start")
+
+
+def slows_down(depth, eigenvalue, tau):
+    """Whether a singular value has a power law, by the equation of an aligned balanced flow.
+
+    `s' = -2 N s^{3 - 2/N} (1 - b / (s^2 + tau)^{1/2})`, `b^2` the eigenvalue: where `s` goes to
+    zero, it does so exponentially only if `s'` vanishes like `s` itself.
+    """
+    if eigenvalue > tau:
+        return False
+
+    def speed(s):
+        pull = np.expm1(0.5 * (np.log(eigenvalue) - np.log(s**2 + tau))) if eigenvalue else -1.0
+        return 2 * depth * s ** (3 - 2 / depth) * -pull
+
+    order = np.log(speed(1e-4) / speed(1e-5)) / np.log(10.0)
+    return bool(order > 1.1)
+
+
+SPECTRUM = np.array([1.0, 0.5, 0.1, 0.0])
+
+
+def predicted(spectrum, *, depth, bottleneck, tau):
+    ds = xr.Dataset(
+        {"target_eigenvalues": ("eigenvalue", spectrum)},
+        {"depth": list(depth), "bottleneck": list(bottleneck), "tau": list(tau)},
+    )
+    return statistics.algebraic_decay(ds).transpose("depth", "bottleneck", "tau")
+
+
+def test_power_laws_are_predicted_where_the_flow_of_a_singular_value_slows_down():
+    axes = {
+        "depth": (1, 2, 3, 5),
+        "bottleneck": (1, 2, 3, 4),
+        "tau": (0.0, 0.05, 0.1, 0.3, 0.5, 0.7, 1.0, 2.0),
+    }
+    found = predicted(SPECTRUM, **axes)
+    for N in axes["depth"]:
+        for k in axes["bottleneck"]:
+            for tau in axes["tau"]:
+                expected = any(slows_down(N, lam, tau) for lam in SPECTRUM[:k])
+                assert bool(found.sel(depth=N, bottleneck=k, tau=tau)) == expected, (N, k, tau)
+
+
+def test_one_layer_slows_down_only_at_a_positive_eigenvalue():
+    found = predicted(SPECTRUM, depth=[1], bottleneck=[4], tau=[0.0, 0.05, 0.1, 0.3, 0.5, 1.0])
+    assert found.values.ravel().tolist() == [False, False, True, False, True, True]
+
+
+def test_deep_networks_slow_down_where_an_eigenvalue_cannot_be_learnt():
+    """At full width the zero eigenvalue is to be learnt too, whatever the smoothing."""
+    found = predicted(SPECTRUM, depth=[2], bottleneck=[2, 3, 4], tau=[0.0, 0.05, 0.3, 0.7])
+    assert found.values[0].tolist() == [
+        [False, False, False, True],
+        [False, False, True, True],
+        [True, True, True, True],
+    ]
+
+
+@pytest.mark.parametrize("seed", [-1, 0, 1, 2])
+def test_an_eigenvalue_is_equal_to_the_smoothing_up_to_its_rounding(seed):
+    """A spectrum that went through a random basis and a decomposition."""
+    spec = bw.experiment.TargetSpec(kind="geometric", n=3, condition=10.0, basis_seed=seed)
+    target = bw.study.make_target(spec, np.dtype(bw.covariances.geometric(3, 10.0).dtype))
+    spectrum = np.asarray(target.eigenvalues)
+    taus = np.array([0.09, 0.1, 0.11], spectrum.dtype)
+    found = predicted(spectrum, depth=[1, 2], bottleneck=[3], tau=taus).values[:, 0].tolist()
+    assert found == [[False, True, False], [False, True, True]]
+
+
+def test_nothing_is_predicted_without_the_spectrum():
+    summary = statistics.summary(study([0.0, 1.0], np.ones((2, 2)), np.ones(2)))
+    assert not summary["algebraic"]

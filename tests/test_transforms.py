@@ -1,0 +1,131 @@
+"""Every public function under jit, vmap and both modes of differentiation, in both precisions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import array, assert_close, by_precision, gaussian_factors, random_target
+
+import bwflow as bw
+
+TARGET = random_target(0, 3, condition=5.0)
+W = gaussian_factors(0, (4, 3))[0]
+S = TARGET.covariance
+PAIR = gaussian_factors(1, (3, 4, 3))
+
+# name -> (function, arguments); every argument is differentiated.
+TABLE = {
+    "smoothed_bures": (lambda W, tau: bw.smoothed_bures(W, TARGET, tau=tau), (W, array(0.1))),
+    "smoothed_bures of a factor": (
+        lambda B: bw.smoothed_bures(W, bw.Target.from_factor(B, rank=3), tau=0.1),
+        (W,),
+    ),
+    "smoothed_bures of a covariance": (
+        lambda S: bw.smoothed_bures(W, bw.Target(S, rank=3), tau=0.1),
+        (S,),
+    ),
+    "bures_wasserstein": (bw.bures_wasserstein, (S, 2 * S + jnp.eye(3))),
+    "frobenius": (lambda W, tau: bw.frobenius(W, TARGET, tau=tau), (W, array(0.1))),
+    "end_to_end": (bw.end_to_end, (PAIR,)),
+    "imbalance": (bw.imbalance, (PAIR,)),
+    "partial_products": (bw.factors.partial_products, (PAIR,)),
+    "minimum": (lambda tau: bw.landscape.minimum(TARGET, 2, tau=tau), (array(0.01),)),
+    "minimizer": (lambda tau: bw.landscape.minimizer(TARGET, 2, tau=tau), (array(0.01),)),
+    "polar": (bw.linalg.polar, (W,)),
+    "symmetric_sylvester": (bw.linalg.symmetric_sylvester, (S, S @ S)),
+    "Target.from_samples": (lambda X: bw.Target.from_samples(X, rank=3).covariance, (W.T,)),
+    "diagnostics": (
+        lambda W: bw.diagnostics.record("loss", "gap", "gradient_norm", "distance_frobenius")(
+            bw.losses.BuresWasserstein(TARGET, 0.1), (W,)
+        ),
+        (W,),
+    ),
+    "frobenius_flow": (lambda W: bw.theory.frobenius_flow(W, S, 0.2), (W,)),
+    "linear_flow": (lambda W: bw.theory.linear_flow(W, TARGET.factor, 0.2), (W,)),
+}
+
+
+def tangents(arguments, seed):
+    """A random direction, symmetric where the argument is."""
+    leaves, structure = jax.tree.flatten(arguments)
+    rng = np.random.default_rng(seed)
+    directions = []
+    for leaf in leaves:
+        D = rng.normal(size=leaf.shape)
+        if leaf.ndim == 2 and leaf.shape[0] == leaf.shape[1] and bool(jnp.all(leaf == leaf.T)):
+            D = (D + D.T) / 2
+        directions.append(jnp.asarray(D, leaf.dtype))
+    return jax.tree.unflatten(structure, directions)
+
+
+def inner(a, b):
+    return sum(np.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_jit_and_vmap_agree_with_eager_evaluation(name):
+    function, arguments = TABLE[name]
+    eager = function(*arguments)
+    batch = jax.tree.map(lambda x: jnp.stack([x, x]), arguments)
+    for result in (
+        jax.jit(function)(*arguments),
+        jax.tree.map(lambda x: x[1], jax.jit(jax.vmap(function))(*batch)),
+    ):
+        for actual, expected in zip(jax.tree.leaves(result), jax.tree.leaves(eager), strict=True):
+            assert_close(actual, expected, by_precision(1e-11, 2e-4))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_forward_and_reverse_modes_are_transposes(name):
+    function, arguments = TABLE[name]
+    direction = tangents(arguments, 0)
+    value, forward = jax.jvp(function, arguments, direction)
+    _, pull = jax.vjp(function, *arguments)
+    cotangent = tangents(value, 1)
+    expected = inner(pull(cotangent), direction)
+    assert np.isfinite(expected)
+    assert_close(inner(cotangent, forward), expected, by_precision(1e-10, 1e-3))
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("name", TABLE)
+def test_forward_derivative_matches_differences(name):
+    function, arguments = TABLE[name]
+    direction, h = tangents(arguments, 0), 2e-6
+    moved = lambda t: function(*jax.tree.map(lambda x, d: x + t * d, arguments, direction))
+    _, forward = jax.jvp(function, arguments, direction)
+    slopes = jax.tree.map(lambda a, b: (a - b) / (2 * h), moved(h), moved(-h))
+    for actual, expected in zip(jax.tree.leaves(forward), jax.tree.leaves(slopes), strict=True):
+        assert_close(actual, expected, 1e-7)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_single_precision_stays_single(name):
+    function, arguments = TABLE[name]
+    if name not in (
+        "end_to_end",
+        "imbalance",
+        "partial_products",
+        "polar",
+        "bures_wasserstein",
+        "symmetric_sylvester",
+        "Target.from_samples",
+    ):
+        pytest.skip("closes over a target in the precision of the run")
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(function(*single)))
+
+
+def test_whole_runs_stay_in_the_precision_of_their_start():
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), (TARGET, PAIR))
+    loss = bw.losses.BuresWasserstein(single[0], 0.1)
+    import optax
+
+    flow = bw.gradient_flow(
+        loss, single[1], times=[0.0, 0.1], rtol=1e-4, atol=1e-5, until=bw.until.gap(1e-3)
+    )
+    descent = bw.gradient_descent(
+        loss, single[1], optax.adam(0.01), num_steps=2, until=bw.until.gradient_norm(1e-3)
+    )
+    for run in (flow, descent):
+        assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((run.probes, run.factors)))
