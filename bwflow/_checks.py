@@ -75,6 +75,12 @@ def end_to_end(name: str, W: ArrayLike, rows: int) -> Array:
     return W
 
 
-def traced_numbers(tree: Any, dtype: Any) -> Any:
-    """The pytree with Python numbers turned into arrays, so that a new value is no new program."""
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if type(x) in (int, float) else x, tree)
+def traced_numbers(tree: Any, dtype: DTypeLike) -> Any:
+    """The pytree with numbers of Python and numpy turned into arrays: new values, same program."""
+
+    def as_array(x: Any) -> Any:
+        if isinstance(x, (np.ndarray, np.generic, int, float)) and not isinstance(x, bool):
+            return jnp.asarray(x, dtype if np.ndim(x) == 0 else None)
+        return x
+
+    return jax.tree.map(as_array, tree)

@@ -152,7 +152,9 @@ class Quantity(NamedTuple):
 
 QUANTITIES = {
     "loss": Quantity(lambda x: x.value, (), "loss", "loss"),
-    "gap": Quantity(lambda x: x.value - x.minimum, (), "loss", "loss minus its minimum over the rank"),
+    "gap": Quantity(
+        lambda x: x.value - x.minimum, (), "loss", "loss minus its minimum over the rank"
+    ),
     "gradient_norm": Quantity(
         lambda x: x.gradient_norm, (), "loss / parameter", "norm of the gradient in the parameters"
     ),

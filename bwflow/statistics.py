@@ -60,9 +60,10 @@ def summary(ds: xr.Dataset, *, over: str = "seed", tolerance: float | None = Non
         raise ValueError(f"ds must be a sweep with probes loss and gap; it lacks {lacks}.")
     if tolerance is None:
         tolerance = float(ds.attrs.get("tolerance", 1e-6))
+    ds = ds.assign({name: ds[name].astype(float) for name in ("loss", "gap", "hit")})
     times = _clock(ds)
     end = times.max("save")
-    arrived = np.isfinite(ds["hit"]) & ds["success"]
+    arrived = (ds["hit"] < np.inf) & ds["success"]
     duration = xr.where(arrived, ds["hit"], end)
     result = xr.Dataset({
         "runs": ds["hit"].isel({over: 0}, drop=True).notnull() * ds.sizes[over],

@@ -253,7 +253,7 @@ def test_the_command_sets_jax_up_before_it_imports_it(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("precision", ["float64", "float32"], ids=["double", "single"])
 def test_a_process_runs_in_the_precision_of_its_spec(folder, precision):
     """Whatever the environment says."""
     text = SPEC.replace(f'"{PRECISION}"', f'"{precision}"')

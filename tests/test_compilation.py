@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from helpers import gaussian_factors, random_target
@@ -45,7 +46,12 @@ def test_new_numbers_make_no_new_program(dynamics):
 
     run(0.1, 1.0, 1e-3)
     traced = len(calls)
-    for numbers in ((0.0, 1.0, 1e-3), (0.2, 0.5, 1e-3), (0.1, 1.0, 1e-4)):
+    for numbers in (
+        (0.0, 1.0, 1e-3),
+        (0.2, 0.5, 1e-3),
+        (0.1, 1.0, 1e-4),
+        (np.float64(0.3), 1.0, 0.1),
+    ):
         run(*numbers)
     assert len(calls) == traced > 0
 

@@ -110,8 +110,7 @@ def test_imbalance_has_a_norm_for_each_pair_of_neighbours(recorded):
     factors, values = recorded
     layers, _, _ = numpy_point(factors)
     expected = [
-        np.linalg.norm(outer.T @ outer - inner @ inner.T)
-        for inner, outer in pairwise(layers)
+        np.linalg.norm(outer.T @ outer - inner @ inner.T) for inner, outer in pairwise(layers)
     ]
     assert_close(values["imbalance"], np.array(expected), ROUNDING)
 
@@ -133,6 +132,18 @@ def test_distances_are_those_to_the_smoothed_optimum(recorded):
     assert_close(values["distance_frobenius"], np.linalg.norm(S - best), ROUNDING)
     expected = np.sqrt(squared_distance(S + smoothing, best + smoothing))
     assert_close(values["distance_bures"], expected, 10 * ROUNDING)
+
+
+def test_the_distance_of_a_network_of_low_rank_is_that_without_smoothing():
+    """The optimum has full rank and the product rank one: directions are missing."""
+    layers = (np.diag([1.0, 0.0, 0.0]), np.random.default_rng(5).normal(size=(3, 3)))
+    factors = tuple(jnp.asarray(W, dtype=float) for W in layers)
+    loss = bw.losses.BuresWasserstein(TARGET, 0.0)
+    values = diagnostics.record("distance_bures", "gap")(loss, factors)
+    w, Sigma = layers[1][:, 0], np.asarray(TARGET.covariance, np.float64)
+    expected = w @ w + np.trace(Sigma) - 2 * np.sqrt(w @ Sigma @ w)
+    assert_close(values["distance_bures"] ** 2, expected, 10 * ROUNDING)
+    assert_close(values["gap"], expected, 10 * ROUNDING)
 
 
 @pytest.mark.parametrize("rank", [1, 2])

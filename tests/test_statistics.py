@@ -152,6 +152,16 @@ def test_a_run_with_too_few_records_has_no_fit():
     assert summary["arrived"] == 1
 
 
+def test_single_precision_is_summarised_like_double():
+    times = np.linspace(0.0, 100.0, 101)
+    double = stopped(times, lambda t: np.exp(-0.3 * t), np.log(1e6) / 0.3)
+    records = {name: double[name].astype(np.float32) for name in ("loss", "gap", "hit")}
+    one, two = (statistics.summary(ds) for ds in (double, double.assign(records)))
+    for name in ("hit", "late_rate", "late_slope"):
+        assert two[name].dtype == np.float64
+        assert np.allclose(one[name], two[name], rtol=1e-5)
+
+
 def test_each_dynamics_is_measured_by_its_clock():
     """A decay of 0.5 per unit of time and of 0.02 per step, over the same records."""
     times, steps = np.linspace(0.0, 10.0, 21), np.arange(0.0, 210.0, 10.0)

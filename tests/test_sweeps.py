@@ -126,9 +126,9 @@ def test_reasons_are_an_enumeration_of_outcomes(ds):
 
 @pytest.mark.parametrize(("dynamics", "depth"), [("flow", 2), ("descent", 3)])
 def test_an_entry_is_what_the_single_run_gives(ds, dynamics, depth):
-    tau, seed = TAUS[1], SEEDS[2]
-    single = experiment(dynamics=dynamics, depth=depth, tau=tau, seed=seed)
-    entry = ds.sel(dynamics=dynamics, depth=depth).isel(tau=1, seed=2)
+    """One of the second chunk, away from the corners of the grid."""
+    single = experiment(dynamics=dynamics, depth=depth, tau=TAUS[1], seed=SEEDS[1])
+    entry = ds.sel(dynamics=dynamics, depth=depth).isel(tau=1, seed=1)
     length = single.times.size
     for name, rows in single.probes.items():
         known = entry[name].isel(save=slice(0, length)).values
