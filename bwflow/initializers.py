@@ -315,10 +315,10 @@ def split_evenly(W: ArrayLike, widths: Sequence[int]) -> Factors:
     return (W,) if len(widths) == 2 else _split(W, 1.0, 0.0, min(widths), widths)
 
 
-# What a specification may name: the factories that need no target.
+# What a specification may name: the factories that can be called without arguments.
 _ENTRYWISE = (gaussian, uniform, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform)
 INITIALIZERS: dict[str, Callable[..., Initializer]] = {
-    factory.__name__: factory for factory in (*_ENTRYWISE, orthogonal, identity, balanced, low_rank)
+    factory.__name__: factory for factory in (*_ENTRYWISE, orthogonal, identity, balanced)
 }
 
 

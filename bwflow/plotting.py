@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 _COLOURS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00")
 
 
-def gap_bands(ds: xr.Dataset, *, ax: Axes | None = None, label: str | None = None,
-              colour: str = _COLOURS[1]) -> Axes:
+def gap_bands(
+    ds: xr.Dataset, *, ax: Axes | None = None, label: str | None = None, colour: str = _COLOURS[1]
+) -> Axes:
     """Median and quartile band over seeds of `gap / L(0)` against time or step.
 
     Parameters
@@ -82,15 +83,22 @@ def convergence(ds: xr.Dataset) -> Figure:
     rows = [(d, k) for d in ds["dynamics"].values for k in ds["bottleneck"].values]
     depths = ds["depth"].values
     figure, axes = plt.subplots(
-        len(rows), len(depths), squeeze=False, sharey=True, sharex="row", layout="constrained",
-        figsize=(1.2 + 2.9 * len(depths), 0.6 + 1.9 * len(rows)))
+        len(rows),
+        len(depths),
+        squeeze=False,
+        sharey=True,
+        sharex="row",
+        layout="constrained",
+        figsize=(1.2 + 2.9 * len(depths), 0.6 + 1.9 * len(rows)),
+    )
     tolerance = float(ds.attrs.get("tolerance", np.nan))
     for (dynamics, bottleneck), row in zip(rows, axes, strict=True):
         for depth, ax in zip(depths, row, strict=True):
             cell = ds.sel(dynamics=dynamics, depth=depth, bottleneck=bottleneck)
             for i, tau in enumerate(ds["tau"].values):
-                gap_bands(cell.sel(tau=tau), ax=ax, label=f"{tau:g}",
-                          colour=_COLOURS[i % len(_COLOURS)])
+                gap_bands(
+                    cell.sel(tau=tau), ax=ax, label=f"{tau:g}", colour=_COLOURS[i % len(_COLOURS)]
+                )
             ax.axhline(tolerance, color="0.4", linewidth=0.8, linestyle=":")
             ax.set_ylim(tolerance / 4, 2)
             ax.set_title(f"{dynamics}, N = {depth}, width {bottleneck}", fontsize=9)

@@ -7,8 +7,18 @@ import xarray as xr
 
 from bwflow import statistics
 
-_HEADER = ("dynamics", "N", "width", "tau", "runs", "arrived", "failed", "median [quartiles]",
-           "late decay", "steps")
+_HEADER: tuple[str, ...] = (
+    "dynamics",
+    "N",
+    "width",
+    "tau",
+    "runs",
+    "arrived",
+    "failed",
+    "median [quartiles]",
+    "late decay",
+    "steps",
+)
 
 
 def table(ds: xr.Dataset) -> str:
@@ -27,8 +37,9 @@ def table(ds: xr.Dataset) -> str:
                     cell = stats.sel(dynamics=dynamics, depth=depth, bottleneck=bottleneck, tau=tau)
                     rows.append(_row(cell, float(_end(ds, str(dynamics)))))
     sizes = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-    lines = ["  ".join(_pad(i, text, sizes[i]) for i, text in enumerate(row)).rstrip()
-             for row in rows]
+    lines = [
+        "  ".join(_pad(i, text, sizes[i]) for i, text in enumerate(row)).rstrip() for row in rows
+    ]
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join([*lines, "", _legend(ds)])
 
@@ -51,9 +62,15 @@ def _row(cell: xr.Dataset, end: float) -> tuple[str, ...]:
     if "nan" in decay:
         decay = "too few records"
     return (
-        str(cell["dynamics"].item()), str(cell["depth"].item()), str(cell["bottleneck"].item()),
-        f"{cell['tau'].item():g}", str(runs), f"{100 * int(cell['arrived']) / runs:.0f}%",
-        str(int(cell["failed"])), f"{middle} [{low}, {high}]", decay,
+        str(cell["dynamics"].item()),
+        str(cell["depth"].item()),
+        str(cell["bottleneck"].item()),
+        f"{cell['tau'].item():g}",
+        str(runs),
+        f"{100 * int(cell['arrived']) / runs:.0f}%",
+        str(int(cell["failed"])),
+        f"{middle} [{low}, {high}]",
+        decay,
         f"{float(cell['steps']):.0f}",
     )
 
@@ -68,8 +85,9 @@ def _legend(ds: xr.Dataset) -> str:
         f"arrived: gap L - L* below {tolerance:g} L(0), L* known in closed form; runs that did not",
         "arrive are censored at the end (Kaplan-Meier quantiles; > means beyond the end).",
         "late decay: of the gap, median over runs, t the time of a flow or the step of a descent;",
-        "a power law where tau is not below an eigenvalue to be learnt and N >= 2 (theory:",
-        "exponent -N / (N - 1)), else the exponential over the last three decades.",
+        "a power law where tau is not below an eigenvalue to be learnt and N >= 2 (in the end",
+        "t^(-N / (N - 1)) where it is above; the log-log slope fitted here is that of the last two",
+        "octaves of time), else the exponential over the last three decades of the gap.",
     ]
     return "\n".join(lines)
 

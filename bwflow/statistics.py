@@ -65,34 +65,48 @@ def summary(ds: xr.Dataset, *, over: str = "seed", tolerance: float | None = Non
     end = times.max("save")
     arrived = (ds["hit"] < np.inf) & ds["success"]
     duration = xr.where(arrived, ds["hit"], end)
-    result = xr.Dataset({
-        "runs": ds["hit"].isel({over: 0}, drop=True).notnull() * ds.sizes[over],
-        "arrived": arrived.sum(over),
-        "failed": (~ds["success"]).sum(over),
-        "hit": xr.apply_ufunc(
-            _kaplan_meier, duration, arrived, input_core_dims=[[over], [over]],
-            output_core_dims=[["quantile"]], vectorize=True,
-        ).assign_coords(quantile=list(_QUANTILES)),
-        "steps": ds["num_steps"].median(over),
-        "algebraic": algebraic_decay(ds),
-    })
+    result = xr.Dataset(
+        {
+            "runs": ds["hit"].isel({over: 0}, drop=True).notnull() * ds.sizes[over],
+            "arrived": arrived.sum(over),
+            "failed": (~ds["success"]).sum(over),
+            "hit": xr.apply_ufunc(
+                _kaplan_meier,
+                duration,
+                arrived,
+                input_core_dims=[[over], [over]],
+                output_core_dims=[["quantile"]],
+                vectorize=True,
+            ).assign_coords(quantile=list(_QUANTILES)),
+            "steps": ds["num_steps"].median(over),
+            "algebraic": algebraic_decay(ds),
+        }
+    )
     arrival = tolerance * ds["loss"].isel(save=0)
     fits = xr.apply_ufunc(
-        _late_decay, times, ds["gap"].where(ds["success"]), ds["hit"], arrival,
-        input_core_dims=[["save"], ["save"], [], []], output_core_dims=[["fit"]], vectorize=True,
+        _late_decay,
+        times,
+        ds["gap"].where(ds["success"]),
+        ds["hit"],
+        arrival,
+        input_core_dims=[["save"], ["save"], [], []],
+        output_core_dims=[["fit"]],
+        vectorize=True,
     )
     for index, name in enumerate(("late_rate", "late_slope")):
         result[name] = xr.apply_ufunc(
-            _median, fits.isel(fit=index), input_core_dims=[[over]], vectorize=True)
+            _median, fits.isel(fit=index), input_core_dims=[[over]], vectorize=True
+        )
     return result
 
 
 def algebraic_decay(ds: xr.Dataset) -> xr.DataArray:
     """Where the gap must end in a power law of time instead of an exponential.
 
-    A singular value whose target eigenvalue does not exceed `tau` has to die out. From `N >= 2`
-    layers on the flow slows down with it, `s' ~ -s^{3-2/N}`, so that the gap falls like
-    `t^{-N/(N-1)}`; for one layer this happens only at `tau` equal to a positive eigenvalue.
+    Under the Bures-Wasserstein loss a singular value whose target eigenvalue does not exceed
+    `tau` has to die out. From `N >= 2` layers on the flow slows down with it, `s' ~ -s^{3-2/N}`,
+    and the gap falls like `t^{-N/(N-1)}`. Where `tau` equals a positive eigenvalue the loss is
+    flat to fourth order, and the gap falls like `t^{-2N/(2N-1)}`, for one layer too.
     Needs the variable `target_eigenvalues`; where that is missing, the answer is `False`.
     """
     if "target_eigenvalues" not in ds:
@@ -110,8 +124,11 @@ def algebraic_decay(ds: xr.Dataset) -> xr.DataArray:
 
 def _clock(ds: xr.Dataset) -> xr.DataArray:
     """Times of flows and steps of descents as one array of floats."""
-    clocks = [ds[name].astype(float).reset_coords(drop=True) for name in ("time", "step")
-              if name in ds.variables]
+    clocks = [
+        ds[name].astype(float).reset_coords(drop=True)
+        for name in ("time", "step")
+        if name in ds.variables
+    ]
     if len(clocks) == 1:
         return clocks[0]
     return xr.where(ds["dynamics"] == "flow", *clocks)
@@ -137,8 +154,9 @@ def _late_decay(times: np.ndarray, gap: np.ndarray, hit: float, arrival: float) 
         return np.full(2, np.nan)
     last = g <= 1e3 * g[-1]
     octaves = (t >= t[-1] / 4) & (t > 0)
-    return np.array([-_slope(t[last], np.log(g[last])),
-                     _slope(np.log(t[octaves]), np.log(g[octaves]))])
+    return np.array(
+        [-_slope(t[last], np.log(g[last])), _slope(np.log(t[octaves]), np.log(g[octaves]))]
+    )
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:

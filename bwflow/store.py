@@ -41,7 +41,8 @@ def write(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
         draft = Path(folder) / "store"
         versions = {name: version(name) for name in _PACKAGES}
         ds.assign_attrs(versions=json.dumps(versions)).to_zarr(
-            draft, mode="w-", zarr_format=3, consolidated=False)
+            draft, mode="w-", zarr_format=3, consolidated=False
+        )
         if path.exists():
             os.rename(path, Path(folder) / "replaced")
         os.rename(draft, path)

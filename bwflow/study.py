@@ -64,8 +64,11 @@ def run(experiment: Experiment, *, progress: bool = True) -> xr.Dataset:
         )
     ds = sweep(
         _cell(experiment, target),
-        static={"dynamics": experiment.dynamics, "depth": experiment.network.depth,
-                "bottleneck": widths},
+        static={
+            "dynamics": experiment.dynamics,
+            "depth": experiment.network.depth,
+            "bottleneck": widths,
+        },
         traced={"tau": np.asarray(experiment.tau, dtype), "seed": np.arange(experiment.seeds)},
         batch_size=experiment.batch_size or None,
         memory_limit=experiment.memory_limit_gb * 2**30,
@@ -73,8 +76,11 @@ def run(experiment: Experiment, *, progress: bool = True) -> xr.Dataset:
     )
     spectrum = np.zeros(target.dim, dtype)
     spectrum[: target.rank] = np.asarray(target.eigenvalues)
-    ds["target_eigenvalues"] = ("eigenvalue", spectrum, {
-        "long_name": "eigenvalues of the target", "units": "covariance"})
+    ds["target_eigenvalues"] = (
+        "eigenvalue",
+        spectrum,
+        {"long_name": "eigenvalues of the target", "units": "covariance"},
+    )
     return ds.assign_attrs(experiment=experiment.to_json(), tolerance=experiment.tolerance)
 
 
@@ -98,8 +104,9 @@ def make_target(spec: TargetSpec, dtype: Any) -> Target:
 def _recipe(spec: TargetSpec, dtype: Any) -> Target:
     key = None if spec.basis_seed < 0 else jax.random.key(spec.basis_seed)
     if spec.kind == "wishart":
-        return covariances.wishart(jax.random.key(max(spec.basis_seed, 0)), spec.n,
-                                   dof=spec.rank, dtype=dtype)
+        return covariances.wishart(
+            jax.random.key(max(spec.basis_seed, 0)), spec.n, dof=spec.rank, dtype=dtype
+        )
     spectra = {
         "power_law": lambda: covariances.power_law(spec.n, spec.exponent, dtype=dtype),
         "geometric": lambda: covariances.geometric(spec.n, spec.condition, dtype=dtype),
@@ -125,7 +132,7 @@ def _read_target(spec: TargetSpec, dtype: Any) -> Target:
         raise ValueError(
             "target.kind 'digits' needs scikit-learn: pip install 'bwflow[demo]'."
         ) from None
-    images = load_digits().images
+    images = np.asarray(load_digits(return_X_y=True)[0]).reshape(-1, 8, 8)
     side, block = spec.pixels, 8 // spec.pixels
     averaged = images.reshape(-1, side, block, side, block).mean(axis=(2, 4))
     return Target.from_samples(averaged.reshape(len(images), -1).astype(dtype))
@@ -149,12 +156,28 @@ def _cell(experiment: Experiment, target: Target):
         start = init(jax.random.key(seed), widths, dtype=times.dtype)
         if dynamics == "flow":
             return gradient_flow(
-                loss, start, solver, times=times, rtol=flow.rtol, atol=flow.atol, probe=probe,
-                until=stop, max_steps=flow.max_steps, throw=False)
+                loss,
+                start,
+                solver,
+                times=times,
+                rtol=flow.rtol,
+                atol=flow.atol,
+                probe=probe,
+                until=stop,
+                max_steps=flow.max_steps,
+                throw=False,
+            )
         rate = descent.learning_rate or _learning_rate(loss(end_to_end(start)), target, depth)
         return gradient_descent(
-            loss, start, optimizer(rate), num_steps=descent.num_steps,
-            save_every=descent.save_every, probe=probe, until=stop, throw=False)
+            loss,
+            start,
+            optimizer(rate),
+            num_steps=descent.num_steps,
+            save_every=descent.save_every,
+            probe=probe,
+            until=stop,
+            throw=False,
+        )
 
     return cell
 
@@ -168,7 +191,8 @@ def _start(experiment: Experiment):
         return known[name](scale=scale)
     init = known[name]()
     return lambda key, widths, dtype: jax.tree.map(
-        lambda W: W * scale, init(key, widths, dtype=dtype))
+        lambda W: W * scale, init(key, widths, dtype=dtype)
+    )
 
 
 def _registered(key: str, name: str, package: Any) -> Any:

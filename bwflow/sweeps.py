@@ -158,8 +158,9 @@ def _check_probes(names: Iterable[str], taken: set[str]) -> None:
             raise ValueError(f"a probe must not be named {name!r}: the dataset has that already.")
 
 
-def _map_chunks(run: Callable, grid: list[Array], batch_size: int | None, memory_limit: float,
-                bar: tqdm) -> dict[str, np.ndarray]:
+def _map_chunks(
+    run: Callable, grid: list[Array], batch_size: int | None, memory_limit: float, bar: tqdm
+) -> dict[str, np.ndarray]:
     """The records of all runs of a grid, chunks of one size, the last one padded."""
     count = grid[0].size
     mapped = jax.jit(jax.vmap(run))
@@ -194,8 +195,9 @@ def _fitted(mapped: Any, grid: list[Array], memory_limit: float) -> tuple[int, A
         size = max(1, min(size // 2, int(size * memory_limit / used)))
 
 
-def _label(results: list[dict[str, np.ndarray]], static: Mapping[str, list],
-           traced: Mapping[str, Array]) -> xr.Dataset:
+def _label(
+    results: list[dict[str, np.ndarray]], static: Mapping[str, list], traced: Mapping[str, Array]
+) -> xr.Dataset:
     """Records of all combinations as one dense, labelled grid; NaN where a record is shorter."""
     outer = tuple(len(values) for values in static.values())
     inner = tuple(len(values) for values in traced.values())
@@ -210,11 +212,14 @@ def _label(results: list[dict[str, np.ndarray]], static: Mapping[str, list],
                 sizes[dim] = max(n, sizes.get(dim, 0))
     variables = {}
     for name in dims:
-        full = _padded([result.get(name) for result in results],
-                       (math.prod(inner), *(sizes[dim] for dim in dims[name])))
+        full = _padded(
+            [result.get(name) for result in results],
+            (math.prod(inner), *(sizes[dim] for dim in dims[name])),
+        )
         variables[name] = ((*axes, *dims[name]), full.reshape(*outer, *inner, *full.shape[2:]))
-    clocks = {name: _shared_clock(*variables.pop(name)) for name in ("time", "step")
-              if name in variables}
+    clocks = {
+        name: _shared_clock(*variables.pop(name)) for name in ("time", "step") if name in variables
+    }
     variables["success"] = (axes, variables["reason"][1] == 0)
     coords = {name: _coordinate(values) for name, values in static.items()}
     coords |= {name: np.asarray(values) for name, values in traced.items()}
@@ -229,7 +234,8 @@ def _padded(arrays: list[np.ndarray | None], shape: tuple[int, ...]) -> np.ndarr
     """The arrays stacked at a common shape, NaN where one is missing or short."""
     known = [array for array in arrays if array is not None]
     integral = known[0].dtype.kind in "iu" and all(
-        array is not None and array.shape == shape for array in arrays)
+        array is not None and array.shape == shape for array in arrays
+    )
     dtype = known[0].dtype if integral else np.result_type(known[0].dtype, np.float32)
     full = np.full((len(arrays), *shape), 0 if integral else np.nan, dtype)
     for row, array in zip(full, arrays, strict=True):

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items):
         return
     skip = pytest.mark.skip(reason="asserts float64 accuracy")
     for item in items:
-        if "float64" in item.keywords:
+        if item.get_closest_marker("float64"):
             item.add_marker(skip)
 
 

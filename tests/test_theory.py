@@ -38,7 +38,12 @@ def integrate(velocity, start, time):
     times = np.atleast_1d(np.asarray(time, dtype=np.float64))
     flow = solve_ivp(
         lambda _, y: velocity(y.reshape(start.shape)).ravel(),
-        (0.0, times[-1]), start.ravel(), method="DOP853", rtol=1e-13, atol=1e-15, t_eval=times,
+        (0.0, times[-1]),
+        start.ravel(),
+        method="DOP853",
+        rtol=1e-13,
+        atol=1e-15,
+        t_eval=times,
     )
     assert flow.success
     path = flow.y.T.reshape((times.size, *start.shape))
@@ -171,8 +176,9 @@ def test_aligned_flow_solves_the_scalar_layer_flow(depth):
 
     # The layers' product may die out below the solver's absolute tolerance: so an absolute one.
     path = integrate(velocity, np.tile(s0 ** (1 / depth), (depth, 1)), times)
-    s = jax.vmap(lambda t: theory.aligned_flow(array(s0), array(lam), t, depth=depth,
-                                               tau=array(tau)))(array(times))
+    s = jax.vmap(
+        lambda t: theory.aligned_flow(array(s0), array(lam), t, depth=depth, tau=array(tau))
+    )(array(times))
     assert_close(s, np.prod(path, axis=1), SOLVER)
 
 
@@ -200,8 +206,9 @@ def test_aligned_layers_stay_aligned(depth, tau):
 
 
 def test_aligned_flow_has_the_elementary_solutions():
-    grid = np.meshgrid([1e-4, 0.3, 1.0, 2.0, 50.0], [1e-4, 0.25, 1.0, 16.0],
-                       [0.0, 1e-6, 1e-2, 1.0, 20.0])
+    grid = np.meshgrid(
+        [1e-4, 0.3, 1.0, 2.0, 50.0], [1e-4, 0.25, 1.0, 16.0], [0.0, 1e-6, 1e-2, 1.0, 20.0]
+    )
     s0, lam, t = (exact(axis) for axis in grid)
     b, args = np.sqrt(lam), tuple(array(axis) for axis in (s0, lam, t))
     one = b * -np.expm1(-2 * t) + s0 * np.exp(-2 * t)
@@ -240,8 +247,10 @@ def test_aligned_flow_satisfies_the_implicit_solution(depth, tau):
             for t in (2.0**-6, 2.0**-3, 0.25):
                 s = float(theory.aligned_flow(s0, lam, t, depth=depth, tau=tau))
                 with mpmath.workdps(40):
-                    at = [time_taken(depth, mpmath.mpf(x), mpmath.mpf(lam), mpmath.mpf(tau))
-                          for x in (s0, s)]
+                    at = [
+                        time_taken(depth, mpmath.mpf(x), mpmath.mpf(lam), mpmath.mpf(tau))
+                        for x in (s0, s)
+                    ]
                     pull = 1 - mpmath.sqrt(mpmath.mpf(lam) / (mpmath.mpf(s) ** 2 + tau))
                     speed = 2 * depth * mpmath.mpf(s) ** (3 - mpmath.mpf(2) / depth) * abs(pull)
                     # A miss of the time, as the relative miss of s that it stands for.
