@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,8 +161,7 @@ def test_a_store_says_nothing_of_where_and_when_it_was_made(ds, tmp_path):
             text = data.decode()
             assert not re.search(r"\b(19|20)\d\d-[01]\d-[0-3]\d", text), name
             assert f'"{socket.gethostname()}"' not in text
-            assert "/home/" not in text
-            assert "/tmp/" not in text
+            assert str(Path.home()) not in text
 
 
 def test_what_is_no_store_is_not_read(tmp_path):
