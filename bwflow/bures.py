@@ -56,8 +56,10 @@ def smoothed_bures(W: ArrayLike, target: Target, *, tau: ArrayLike) -> Scalar:
     Cost: one SVD of an `m x (p + m)` matrix and products of size `n m p`; nothing is `n x n`
     unless `m = n`. At `tau = 0` the loss has kinks where `rank(B^T W) < min(m, p)`; the
     subgradient returned there is the one whose polar factor has the rank of `B^T W`. For
-    `tau > 0` everything is analytic in `W`. All derivatives are finite at repeated singular
-    values.
+    `tau > 0` everything is analytic in `W`. Derivatives in `W`, of any order and mode, are finite
+    at repeated singular values. Those in `tau` are for `tau > 0` beyond the first order, since
+    `sqrt(tau)` stands in the rule; those in the target are of first order, mixed ones with `W`
+    included, unless it has full rank.
 
     References
     ----------
@@ -97,7 +99,7 @@ def bures_wasserstein(A: ArrayLike, B: ArrayLike) -> Scalar:
 
     Notes
     -----
-    Cost: two eigendecompositions and one SVD. The gradient in `A` is `I - T` with `T` the optimal
+    Cost: two eigendecompositions and two SVDs. The gradient in `A` is `I - T` with `T` the optimal
     map from `A` to `B`, on the range of `A` where `A` is singular.
 
     Examples
@@ -190,5 +192,6 @@ def _smoothing_slope(
     """`tr(I - T)` with `T = B (B^T S_tau B)^{-1/2} B^T`; `-inf` where that power is infinite."""
     modulus = symmetrize(_overlap(W, factor, tau, root, vectors) @ P.T)
     trace = 2 * jnp.trace(symmetric_sylvester(modulus, factor.T @ factor))
-    singular = jnp.sum(P**2) < root.size - 0.5
+    # The squared norm of P is its rank; columns of zeros, kept under a trace, do not count.
+    singular = (tau <= 0) & (jnp.sum(P**2) < jnp.sum((root > 0).astype(root.dtype)) - 0.5)
     return jnp.where(singular, -jnp.inf, W.shape[0] - trace)

@@ -33,7 +33,7 @@ class Target(eqx.Module):
     factor
         `B`, `n x m`, of full column rank `m`. Gradients with respect to a target arrive here.
     eigenvalues
-        The `m` positive eigenvalues of `Sigma0`, largest first.
+        The `m` positive eigenvalues of `Sigma0`, largest first; differentiable once, where simple.
     eigenvectors
         Their orthonormal eigenvectors, `n x m`. They carry no derivative: at repeated
         eigenvalues there is none.
@@ -46,9 +46,9 @@ class Target(eqx.Module):
 
     Notes
     -----
-    Cost: one eigendecomposition of size `n`, or one thin SVD for the factor constructors, which
-    form nothing of size `n x n`. The constructors look at values, so they are eager; under
-    `jax.jit` only shapes are checked.
+    Cost: an eigendecomposition of size `n` (and one to check concrete values), or one thin SVD for
+    the factor constructors, which form nothing of size `n x n`. The constructors look at values, so
+    they are eager; under `jax.jit` only shapes are checked.
 
     Examples
     --------
@@ -192,7 +192,8 @@ def _factorize_factor(B: Array, rank: int | None) -> tuple[Array, Array, Array]:
     U, s, Vt = jnp.linalg.svd(lax.stop_gradient(B), full_matrices=False)
     m = _kept("factor", s, max(B.shape), rank)
     # B V = U diag(s), written so that derivatives pass through B alone.
-    return B @ Vt[:m].T, s[:m] ** 2, U[:, :m]
+    factor = B @ Vt[:m].T
+    return factor, jnp.sum(factor**2, axis=0), U[:, :m]
 
 
 def from_spectrum(

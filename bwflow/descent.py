@@ -155,12 +155,12 @@ def _descend(loss, params, optimizer, until, probe, factorization, num_steps, sa
     if rest:
         state, last = segment(state, rest)
         rows.append(jax.tree.map(lambda x: x[None], last))
-    hit = state.hit
+    hit, end = state.hit, Point(loss, state.params, factorization)
     if until is not None:
         # The loop looks at a state before it moves on, so the very last one is still unseen.
-        met = until.excess(Point(loss, state.params, factorization), threshold) <= 0
+        met = until.excess(end, threshold) <= 0
         hit = jnp.where(state.running & met, state.step.astype(dtype), hit)
-    value = Point(loss, state.params, factorization).value
+    sound = jnp.isfinite(end.value) & jnp.isfinite(end.gradient_norm)
     saves = [*range(0, num_steps, save_every), num_steps]
     return Trajectory(
         times=jnp.asarray(saves, jnp.int32),
@@ -168,7 +168,7 @@ def _descend(loss, params, optimizer, until, probe, factorization, num_steps, sa
         factors=state.params,
         num_steps=state.step,
         hit=hit,
-        result=RESULTS.where(jnp.isfinite(value), RESULTS.successful, RESULTS.nonfinite),
+        result=RESULTS.where(sound, RESULTS.successful, RESULTS.nonfinite),
         clock="step",
     )
 

@@ -83,7 +83,8 @@ class DescentSpec:
     optimizer: str = "sgd"
     """Name of an optax optimiser that takes a learning rate."""
     learning_rate: float = 0.0
-    """0 takes 1 / (2 N (sqrt(lambda_1) + sqrt(L(0)))^(2 (N-1) / N)), run by run."""
+    """0 takes 1 / (2 N (sqrt(lambda_1) + sqrt(L(0)))^(2 (N-1) / N)), run by run:
+    the rule is for sgd under the Bures-Wasserstein loss, others need a number."""
     num_steps: int = 1000
     """Where runs that have not arrived are censored."""
     save_every: int = 10

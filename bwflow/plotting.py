@@ -15,6 +15,8 @@ def gap_bands(
 ) -> Axes:
     """Median and quartile band over seeds of `gap / L(0)` against time or step.
 
+    Runs whose loss is NaN are left out of both; the table counts them.
+
     Parameters
     ----------
     ds

@@ -67,7 +67,7 @@ def _row(cell: xr.Dataset, end: float) -> tuple[str, ...]:
         str(cell["bottleneck"].item()),
         f"{cell['tau'].item():g}",
         str(runs),
-        f"{100 * int(cell['arrived']) / runs:.0f}%",
+        f"{100 * int(cell['arrived']) // runs}%",
         str(int(cell["failed"])),
         f"{middle} [{low}, {high}]",
         decay,

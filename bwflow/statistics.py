@@ -4,6 +4,8 @@ A run that did not arrive is censored at the end of its time: it counts in every
 are those of the Kaplan-Meier estimate, and it is infinite only if too few runs arrived.
 """
 
+import json
+
 import numpy as np
 import xarray as xr
 from scipy import stats
@@ -11,7 +13,7 @@ from scipy import stats
 _QUANTILES = (0.25, 0.5, 0.75)
 
 
-def summary(ds: xr.Dataset, *, over: str = "seed", tolerance: float | None = None) -> xr.Dataset:
+def summary(ds: xr.Dataset, *, over: str = "seed") -> xr.Dataset:
     """Statistics over one axis of a sweep.
 
     Parameters
@@ -20,9 +22,6 @@ def summary(ds: xr.Dataset, *, over: str = "seed", tolerance: float | None = Non
         What `bwflow.sweep` returns, with the probes `loss` and `gap`, run with `until`.
     over
         Axis to summarise.
-    tolerance
-        That of the criterion, relative to the loss at the start; by default the attribute
-        `tolerance` of the dataset.
 
     Returns
     -------
@@ -50,7 +49,7 @@ def summary(ds: xr.Dataset, *, over: str = "seed", tolerance: float | None = Non
     ...     return bw.gradient_descent(loss, start, optax.sgd(0.25), num_steps=40,
     ...                                until=bw.until.gap(1e-4), throw=False)
     >>> ds = bw.sweep(experiment, traced={"seed": jnp.arange(5)}, progress=False)
-    >>> table = bw.statistics.summary(ds, tolerance=1e-4)
+    >>> table = bw.statistics.summary(ds)
     >>> int(table["arrived"]), float(table["hit"].sel(quantile=0.5))
     (5, 7.0)
     """
@@ -58,8 +57,6 @@ def summary(ds: xr.Dataset, *, over: str = "seed", tolerance: float | None = Non
     if missing or over not in ds.dims:
         lacks = ", ".join(sorted(missing)) or f"the axis {over!r}"
         raise ValueError(f"ds must be a sweep with probes loss and gap; it lacks {lacks}.")
-    if tolerance is None:
-        tolerance = float(ds.attrs.get("tolerance", 1e-6))
     ds = ds.assign({name: ds[name].astype(float) for name in ("loss", "gap", "hit")})
     times = _clock(ds)
     end = times.max("save")
@@ -82,14 +79,12 @@ def summary(ds: xr.Dataset, *, over: str = "seed", tolerance: float | None = Non
             "algebraic": algebraic_decay(ds),
         }
     )
-    arrival = tolerance * ds["loss"].isel(save=0)
     fits = xr.apply_ufunc(
         _late_decay,
         times,
         ds["gap"].where(ds["success"]),
         ds["hit"],
-        arrival,
-        input_core_dims=[["save"], ["save"], [], []],
+        input_core_dims=[["save"], ["save"], []],
         output_core_dims=[["fit"]],
         vectorize=True,
     )
@@ -106,7 +101,8 @@ def algebraic_decay(ds: xr.Dataset) -> xr.DataArray:
     Under the Bures-Wasserstein loss a singular value whose target eigenvalue does not exceed
     `tau` has to die out. From `N >= 2` layers on the flow slows down with it, `s' ~ -s^{3-2/N}`,
     and the gap falls like `t^{-N/(N-1)}`. Where `tau` equals a positive eigenvalue the loss is
-    flat to fourth order, and the gap falls like `t^{-2N/(2N-1)}`, for one layer too.
+    flat to fourth order, and the gap falls like `t^{-2N/(2N-1)}`, for one layer too. Under the
+    Frobenius loss one layer has such a law at `tau` equal to any eigenvalue, zero included.
     Needs the variable `target_eigenvalues`; where that is missing, the answer is `False`.
     """
     if "target_eigenvalues" not in ds:
@@ -118,7 +114,9 @@ def algebraic_decay(ds: xr.Dataset) -> xr.DataArray:
     rounding = 10 * spectrum.size * np.finfo(spectrum.dtype).eps * float(spectrum.max())
     excess = spectrum - ds["tau"]
     dies = (learnable & (excess <= rounding)).any("eigenvalue")
-    touches = (learnable & (abs(excess) <= rounding) & (spectrum > rounding)).any("eigenvalue")
+    equal = learnable & (abs(excess) <= rounding)
+    frobenius = json.loads(ds.attrs.get("experiment", "{}")).get("loss") == "frobenius"
+    touches = (equal & (frobenius | (spectrum > rounding))).any("eigenvalue")
     return xr.where(ds["depth"] > 1, dies, touches)
 
 
@@ -144,12 +142,15 @@ def _kaplan_meier(duration: np.ndarray, arrived: np.ndarray) -> np.ndarray:
     return np.where(reached.any(1), cdf.quantiles[reached.argmax(1)], np.inf)
 
 
-def _late_decay(times: np.ndarray, gap: np.ndarray, hit: float, arrival: float) -> np.ndarray:
+def _late_decay(times: np.ndarray, gap: np.ndarray, hit: float) -> np.ndarray:
     """`(-d log gap / dt, d log gap / d log t)` by least squares at the end of one run."""
-    seen = np.isfinite(times) & (gap > 0) & (times < hit)
+    seen = np.isfinite(times) & np.isfinite(gap)
     t, g = times[seen], gap[seen]
     if np.isfinite(hit):
-        t, g = np.append(t, hit), np.append(g, arrival)
+        # Rows after the hit repeat its state, so the last row has the gap at the hit.
+        before = t < hit
+        t, g = np.append(t[before], hit), np.append(g[before], g[-1:])
+    t, g = t[g > 0], g[g > 0]
     if t.size < 3:
         return np.full(2, np.nan)
     last = g <= 1e3 * g[-1]

@@ -1,6 +1,7 @@
 """Running an `Experiment`: from its names to a labelled dataset."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import diffrax
 import jax
@@ -144,10 +145,13 @@ def _cell(experiment: Experiment, target: Target):
     probe = diagnostics.record(*experiment.probe)
     stop = until.gap(experiment.tolerance)
     flow, descent = experiment.flow, experiment.descent
-    solver = _registered("flow.solver", flow.solver, diffrax)()
-    if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
-        raise ValueError(f"flow.solver must have an error estimate; {flow.solver} has none.")
-    optimizer = _registered("descent.optimizer", descent.optimizer, optax)
+    solver, optimizer = _solver(flow.solver), _optimizer(descent.optimizer)
+    ruled = (experiment.loss, descent.optimizer) == ("bures_wasserstein", "sgd")
+    if descent.learning_rate == 0 and "descent" in experiment.dynamics and not ruled:
+        raise ValueError(
+            "descent.learning_rate must be given: 0 stands for a rule that is for sgd under the "
+            f"Bures-Wasserstein loss; got {descent.optimizer} and {experiment.loss}."
+        )
     times = _save_times(experiment, target.factor.dtype)
 
     def cell(*, dynamics, depth, bottleneck, tau, seed) -> Trajectory:
@@ -195,11 +199,28 @@ def _start(experiment: Experiment):
     )
 
 
-def _registered(key: str, name: str, package: Any) -> Any:
+def _solver(name: str) -> diffrax.AbstractAdaptiveSolver:
+    kind = getattr(diffrax, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, diffrax.AbstractAdaptiveSolver)):
+        raise ValueError(
+            "flow.solver must be a diffrax solver with an error estimate, such as Tsit5, Dopri8 "
+            f"or Kvaerno5; got {name!r}."
+        )
+    return kind()
+
+
+def _optimizer(name: str) -> Callable[..., optax.GradientTransformation]:
+    factory = getattr(optax, name, None)
     try:
-        return getattr(package, name)
-    except AttributeError:
-        raise ValueError(f"{key} must be a name of {package.__name__}; got {name!r}.") from None
+        made = factory(0.1) if callable(factory) else None
+    except TypeError:
+        made = None
+    if not isinstance(made, optax.GradientTransformation):
+        raise ValueError(
+            "descent.optimizer must be an optax optimiser that takes a learning rate, such as sgd "
+            f"or adam; got {name!r}."
+        )
+    return cast(Callable[..., optax.GradientTransformation], factory)
 
 
 def _save_times(experiment: Experiment, dtype: Any):

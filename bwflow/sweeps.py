@@ -102,6 +102,9 @@ def sweep(
     >>> dict(ds["loss"].sizes)
     {'depth': 2, 'tau': 2, 'seed': 3, 'save': 21}
     """
+    for name, values in (static or {}).items():
+        if isinstance(values, str):
+            raise ValueError(f"axis {name} must be a list of values; got the text {values!r}.")
     static = {name: list(values) for name, values in (static or {}).items()}
     traced = {name: jnp.asarray(values) for name, values in traced.items()}
     _check_axes(static, traced)

@@ -251,6 +251,23 @@ def test_smoothing_derivative_at_zero_is_a_trace_where_it_exists():
     assert jax.grad(loss)(0.0, W[:, :2]) == -jnp.inf
 
 
+def test_smoothing_derivative_is_finite_where_columns_of_the_target_are_zero():
+    """Under a trace a singular covariance keeps all its columns."""
+    W, D = jnp.eye(3)[:, :2], jnp.diag(array([4.0, 1.0, 0.0]))
+    slope = jax.grad(lambda tau, S: bw.smoothed_bures(W, bw.Target(S), tau=tau))
+    expected = jax.grad(lambda tau: bw.smoothed_bures(W, bw.Target(D), tau=tau))(0.3)
+    assert_close(jax.jit(slope)(0.3, D), expected, by_precision(1e-12, 1e-5))
+
+
+@pytest.mark.float64
+def test_minimum_differentiates_in_the_factor_of_the_target():
+    B, D = gaussian_factors(0, (3, 4))[0], gaussian_factors(1, (3, 4))[0]
+    minimum = lambda B: bw.landscape.minimum(bw.Target.from_factor(B, rank=3), 1, tau=0.01)
+    h = 1e-5
+    expected = (minimum(B + h * D) - minimum(B - h * D)) / (2 * h)
+    assert_close(jax.jvp(minimum, (B,), (D,))[1], expected, 1e-8)
+
+
 @pytest.mark.float64
 def test_target_derivative_matches_differences_in_the_factor():
     B, W = gaussian_factors(0, (3, 4, 4))

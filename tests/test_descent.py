@@ -1,6 +1,7 @@
 """Gradient descent against a loop in numpy, exact one-step results, and optax's optimisers."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -113,6 +114,20 @@ def test_divergence_is_recorded_and_named():
     with pytest.raises(RuntimeError, match="NaN or infinite"):
         bw.gradient_descent(LOSS, FACTORS, optax.sgd(1e3), num_steps=30)
     run = bw.gradient_descent(LOSS, FACTORS, optax.sgd(1e3), num_steps=30, throw=False)
+    assert run.result == bw.RESULTS.nonfinite
+
+
+def test_a_gradient_that_breaks_is_a_failure_though_the_loss_is_finite():
+    kinked = Partial(lambda W: jnp.sum(jnp.sqrt(W)))
+    run = bw.gradient_descent(
+        kinked,
+        (jnp.zeros((1, 1)),),
+        SGD,
+        num_steps=3,
+        throw=False,
+        until=bw.until.gradient_norm(1e-3),
+    )
+    assert run.probes["loss"][0] == 0
     assert run.result == bw.RESULTS.nonfinite
 
 
