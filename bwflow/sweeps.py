@@ -16,6 +16,7 @@ from bwflow import _checks
 from bwflow._trajectory import OUTCOMES, Trajectory
 from bwflow.diagnostics import QUANTITIES
 
+_LARGEST_CHUNK = 256  # runs, where only the memory bounds a chunk
 _LABELS = {
     "time": {"long_name": "time of the gradient flow", "units": "1 / covariance^((N-1)/N)"},
     "step": {"long_name": "number of updates", "units": "1"},
@@ -65,7 +66,8 @@ def sweep(
     batch_size
         Runs that advance together. The bits of a result depend on it, to rounding.
     memory_limit
-        Bytes that one chunk may use; from it the batch size is chosen if that is not given.
+        Bytes that one chunk may use; from it the batch size, 256 at most, is chosen if that is
+        not given.
     progress
         Whether to show a bar with chunks done, elapsed and remaining time.
 
@@ -113,7 +115,8 @@ def sweep(
     grid = [axis.ravel() for axis in jnp.meshgrid(*traced.values(), indexing="ij")]
     combinations = list(itertools.product(*static.values()))
     results = []
-    with tqdm(total=len(combinations), unit="chunk", disable=not progress) as bar:
+    expected = math.ceil(grid[0].size / (batch_size or _LARGEST_CHUNK))
+    with tqdm(total=expected * len(combinations), unit="chunk", disable=not progress) as bar:
         for values in combinations:
             fixed = dict(zip(static, values, strict=True))
             bar.set_description(", ".join(f"{k}={v}" for k, v in fixed.items()) or "sweep")
@@ -172,8 +175,8 @@ def _map_chunks(
     else:
         size = batch_size
         compiled = mapped.lower(*[axis[jnp.arange(size) % count] for axis in grid]).compile()
-    chunks = math.ceil(count / size)
-    bar.total += chunks - 1
+    # Known beforehand unless the memory bound made the chunks smaller.
+    bar.total += math.ceil(count / size) - math.ceil(count / (batch_size or _LARGEST_CHUNK))
     bar.refresh()
     parts = []
     for start in range(0, count, size):
@@ -184,9 +187,9 @@ def _map_chunks(
 
 
 def _fitted(mapped: Any, grid: list[Array], memory_limit: float) -> tuple[int, Any]:
-    """The largest chunk within the memory bound (256 runs at most), and its program."""
+    """The largest chunk within the memory bound, and its program."""
     count = grid[0].size
-    size = min(count, 256)
+    size = min(count, _LARGEST_CHUNK)
     while True:
         compiled = mapped.lower(*[axis[:size] for axis in grid]).compile()
         usage = compiled.memory_analysis()
