@@ -73,10 +73,21 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str):
     if name in _ROOMS:
-        return getattr(import_module(f"bwflow.{_ROOMS[name]}"), name)
+        return getattr(_room(_ROOMS[name]), name)
     if name in _MODULES:
-        return import_module(f"bwflow.{name}")
+        return _room(name)
     raise AttributeError(f"module 'bwflow' has no attribute {name!r}")
+
+
+def _room(name: str):
+    try:
+        return import_module(f"bwflow.{name}")
+    except ModuleNotFoundError as error:
+        extra = {"xarray": "sweep", "zarr": "sweep", "tqdm": "sweep", "matplotlib": "plot"}
+        if error.name not in extra:
+            raise
+        advice = f"pip install 'bwflow[{extra[error.name]}]'"
+        raise ImportError(f"bwflow.{name} needs {error.name}: {advice}") from None
 
 
 def __dir__() -> list[str]:

@@ -21,6 +21,25 @@ def test_unknown_names_are_refused():
         getattr(bw, "no" + "thing")
 
 
+def test_a_missing_extra_is_named(monkeypatch):
+    for name in ("bwflow.sweeps", "xarray"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [NoXarray, *sys.meta_path])
+    with pytest.raises(
+        ImportError, match=r"bwflow.sweeps needs xarray: pip install 'bwflow\[sweep"
+    ):
+        bw.sweep  # noqa: B018
+
+
+class NoXarray:
+    """An import system that does not find xarray."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "xarray":
+            raise ModuleNotFoundError("No module named 'xarray'", name=name)
+
+
 def test_importing_the_package_imports_neither_jax_nor_the_extras():
     code = "import bwflow, sys; print({'jax', 'xarray', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
