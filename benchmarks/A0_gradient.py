@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-# XLA runs the batch on all cores; threads inside each factorisation would oversubscribe them.
+# XLA may spread the batch over the cores; threads inside each factorisation would fight it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax

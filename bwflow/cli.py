@@ -123,7 +123,7 @@ def _configure(precision: str) -> None:
     os.environ.setdefault("EQX_ON_ERROR", "nan")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    # XLA runs a batch of factorisations on all cores; threads inside each would oversubscribe.
+    # XLA may spread a batch of factorisations over the cores; threads inside each would fight it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 

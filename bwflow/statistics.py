@@ -57,7 +57,7 @@ def summary(ds: xr.Dataset, *, over: str = "seed") -> xr.Dataset:
     if missing or over not in ds.dims:
         lacks = ", ".join(sorted(missing)) or f"the axis {over!r}"
         raise ValueError(f"ds must be a sweep with probes loss and gap; it lacks {lacks}.")
-    ds = ds.assign({name: ds[name].astype(float) for name in ("loss", "gap", "hit")})
+    ds = ds.assign({name: ds[name].astype(float) for name in ("gap", "hit")})
     times = _clock(ds)
     end = times.max("save")
     arrived = (ds["hit"] < np.inf) & ds["success"]

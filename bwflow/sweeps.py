@@ -115,8 +115,8 @@ def sweep(
     grid = [axis.ravel() for axis in jnp.meshgrid(*traced.values(), indexing="ij")]
     combinations = list(itertools.product(*static.values()))
     results = []
-    expected = math.ceil(grid[0].size / (batch_size or _LARGEST_CHUNK))
-    with tqdm(total=expected * len(combinations), unit="chunk", disable=not progress) as bar:
+    chunks = math.ceil(grid[0].size / (batch_size or _LARGEST_CHUNK)) * len(combinations)
+    with tqdm(total=chunks, unit="chunk", disable=not progress) as bar:
         for values in combinations:
             fixed = dict(zip(static, values, strict=True))
             bar.set_description(", ".join(f"{k}={v}" for k, v in fixed.items()) or "sweep")
@@ -172,12 +172,12 @@ def _map_chunks(
     mapped = jax.jit(jax.vmap(run))
     if batch_size is None:
         size, compiled = _fitted(mapped, grid, memory_limit)
+        # The bound may have made the chunks smaller, and more, than was foreseen.
+        bar.total += math.ceil(count / size) - math.ceil(count / _LARGEST_CHUNK)
+        bar.refresh()
     else:
         size = batch_size
         compiled = mapped.lower(*[axis[jnp.arange(size) % count] for axis in grid]).compile()
-    # Known beforehand unless the memory bound made the chunks smaller.
-    bar.total += math.ceil(count / size) - math.ceil(count / (batch_size or _LARGEST_CHUNK))
-    bar.refresh()
     parts = []
     for start in range(0, count, size):
         index = jnp.minimum(jnp.arange(start, start + size), count - 1)
