@@ -14,6 +14,7 @@ _ROOMS = {
     "Target": "covariances",
     "end_to_end": "factors",
     "imbalance": "factors",
+    "sample": "factors",
     "gradient_flow": "flow",
     "gradient_descent": "descent",
     "Trajectory": "_trajectory",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from bwflow.experiment import Experiment as Experiment
     from bwflow.factors import end_to_end as end_to_end
     from bwflow.factors import imbalance as imbalance
+    from bwflow.factors import sample as sample
     from bwflow.flow import gradient_flow as gradient_flow
     from bwflow.losses import frobenius as frobenius
     from bwflow.sweeps import sweep as sweep

@@ -48,8 +48,8 @@ def smoothed_bures(W: ArrayLike, target: Target, *, tau: ArrayLike) -> Scalar:
     Raises
     ------
     ValueError
-        If `W` is not a real floating matrix with as many rows as the target, or if `tau` is
-        negative or not finite.
+        If `W` is not a real floating matrix with as many rows as the target, or if `tau` is not a
+        finite number of at least 0.
 
     Notes
     -----
@@ -73,6 +73,7 @@ def smoothed_bures(W: ArrayLike, target: Target, *, tau: ArrayLike) -> Scalar:
     >>> print(bw.smoothed_bures(jnp.eye(2), target, tau=0.0).round(5))
     1.0
     """
+    _checks.instance("target", target, Target, "a bwflow.Target")
     W = _checks.end_to_end("W", W, target.dim)
     return _distance(W, target, _checks.scalar("tau", tau, W.dtype, minimum=0.0))
 
@@ -117,8 +118,8 @@ def bures_wasserstein(A: ArrayLike, B: ArrayLike) -> Scalar:
 
 @jax.jit
 def _between(A: Array, B: Array) -> Array:
-    W = eigenpairs(A)[0]
-    return _distance(W, Target.from_factor(eigenpairs(B)[0], rank=B.shape[0]), None)
+    W, factor = eigenpairs(symmetrize(A))[0], eigenpairs(symmetrize(B))[0]
+    return _distance(W, Target.from_factor(factor, rank=B.shape[0]), None)
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """Gradient descent in the parameters with any optax optimiser."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -12,9 +13,9 @@ from jaxtyping import Array
 from bwflow import _checks
 from bwflow._trajectory import RESULTS, Trajectory, concluded
 from bwflow._types import Loss, Params, Probe
-from bwflow.diagnostics import Point, bound_probe, standard
+from bwflow.diagnostics import Point, bound_probe, checked_start, recorded, standard
 from bwflow.factors import Deep
-from bwflow.until import Criterion
+from bwflow.until import Criterion, check_until
 
 
 def gradient_descent(
@@ -65,7 +66,8 @@ def gradient_descent(
     Raises
     ------
     ValueError
-        If a count is not a positive integer or the parameters do not fit together.
+        If a count is not a positive integer, the parameters are not finite arrays that fit together
+        and to the loss, or another argument is not of its kind.
     RuntimeError
         If the loss or the parameters become non-finite and `throw` is true.
 
@@ -90,9 +92,17 @@ def gradient_descent(
     [[2. 0.]
      [0. 2.]]
     """
-    params = jax.tree.map(jnp.asarray, params)
-    factorization.bottleneck(params)  # refuses what does not chain
-    dtype = jnp.result_type(*jax.tree.leaves(params))
+    params = checked_start(loss, params, factorization, probe)
+    _checks.instance(
+        "optimizer",
+        optimizer,
+        optax.GradientTransformation,
+        "an optax transformation, such as optax.sgd(0.1)",
+    )
+    num_steps = _checks.positive_int("num_steps", num_steps)
+    save_every = _checks.positive_int("save_every", save_every)
+    check_until(until)
+    dtype = jax.tree.leaves(params)[0].dtype
     trajectory = _descend(
         _checks.traced_numbers(loss, dtype),
         params,
@@ -100,8 +110,8 @@ def gradient_descent(
         _checks.traced_numbers(until, dtype),
         bound_probe(probe, loss, factorization),
         factorization,
-        _checks.positive_int("num_steps", num_steps),
-        _checks.positive_int("save_every", save_every),
+        num_steps,
+        save_every,
     )
     return concluded(trajectory, throw)
 
@@ -117,7 +127,8 @@ class _State(NamedTuple):
 @eqx.filter_jit
 def _descend(loss, params, optimizer, until, probe, factorization, num_steps, save_every):
     optimizer = optax.with_extra_args_support(optimizer)
-    dtype = jnp.result_type(*jax.tree.leaves(params))
+    probe = partial(recorded, probe)
+    dtype = jax.tree.leaves(params)[0].dtype
     threshold = None
     if until is not None:
         threshold = until.threshold(Point(loss, params, factorization))

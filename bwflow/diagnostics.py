@@ -5,7 +5,7 @@ probe is any function of `(loss, params)` that returns a dict of arrays, so peop
 too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from bwflow import landscape
+from bwflow import _checks, landscape
 from bwflow._types import Loss, Params
 from bwflow.factors import Deep, imbalance
 from bwflow.linalg import full_precision, polar, range_mask
+
+_LOSS, _PROBE = "the end-to-end matrix", "the loss and the parameters"
 
 
 class Point:
@@ -36,7 +38,15 @@ class Point:
     @cached_property
     def value_and_gradient(self) -> tuple[Array, Array]:
         """Loss and its gradient in the end-to-end matrix."""
-        return jax.value_and_grad(lambda W: self.loss(W))(self.end_to_end)
+        _checks.takes("loss", self.loss, _LOSS, self.end_to_end)
+
+        def scalar(W: Array) -> Array:
+            value = self.loss(W)
+            if not (isinstance(value, Array) and value.shape == () and value.dtype.kind == "f"):
+                raise ValueError(f"loss must return a real scalar; got {_checks.shown(value)}.")
+            return value
+
+        return jax.value_and_grad(scalar)(self.end_to_end)
 
     @property
     def value(self) -> Array:
@@ -66,7 +76,10 @@ class Point:
 
     @property
     def bottleneck(self) -> int:
-        return self.factorization.bottleneck(self.params)
+        """Largest rank the end-to-end matrix can have."""
+        if hasattr(self.factorization, "bottleneck"):
+            return self.factorization.bottleneck(self.params)
+        return min(self.end_to_end.shape)
 
     @property
     def minimum(self) -> Array:
@@ -100,8 +113,8 @@ def _numerical_rank(point: Point) -> Array:
 
 
 def _effective_rank(point: Point) -> Array:
-    energy = point.singular_values**2
-    weights = energy / jnp.maximum(jnp.sum(energy), jnp.finfo(energy.dtype).tiny)
+    s = point.singular_values
+    weights = s / jnp.maximum(jnp.sum(s), jnp.finfo(s.dtype).tiny)
     return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(weights, weights)))
 
 
@@ -111,6 +124,26 @@ def _alignment(point: Point) -> Array:
     k = min(U.shape[1], Q.shape[1])
     kept = range_mask(point.singular_values[:k], max(point.end_to_end.shape))
     return jnp.where(kept, jnp.abs(jnp.sum(U[:, :k] * Q[:, :k], axis=0)), 0.0)
+
+
+@full_precision
+def _cosines(point: Point) -> Array:
+    U, s = point.left_singular_vectors, point.singular_values
+    kept = range_mask(s, max(point.end_to_end.shape))
+    return jnp.where(kept[None, :], point.target.eigenvectors.T @ U, 0.0)
+
+
+def _eigenvalue_errors(point: Point) -> Array:
+    s = point.singular_values
+    lam = landscape.minimizing_eigenvalues(point.target, point.bottleneck, tau=point.tau)[: s.size]
+    return s**2 - jnp.pad(lam, (0, s.size - lam.size))
+
+
+@full_precision
+def _residual(point: Point) -> Array:
+    W = point.end_to_end
+    eye = jnp.eye(W.shape[0], dtype=W.dtype)
+    return jnp.linalg.norm(W @ W.T + point.tau * eye - point.target.covariance)
 
 
 def _imbalance(point: Point) -> Array:
@@ -165,7 +198,7 @@ QUANTITIES = {
         _numerical_rank, (), "1", "number of singular values above sqrt(eps) times the largest"
     ),
     "effective_rank": Quantity(
-        _effective_rank, (), "1", "exponential of the entropy of the spectrum of W W^T"
+        _effective_rank, (), "1", "exponential of the entropy of the singular values of W"
     ),
     "imbalance": Quantity(
         _imbalance, ("layer",), "covariance^(2/N)", "norm of W_{j+1}^T W_{j+1} - W_j W_j^T"
@@ -173,6 +206,16 @@ QUANTITIES = {
     "alignment": Quantity(
         _alignment, ("rank",), "1", "|cosine| of left singular vectors and target eigenvectors"
     ),
+    "cosines": Quantity(
+        _cosines,
+        ("eigenvector", "rank"),
+        "1",
+        "cosines of target eigenvectors (rows) and left singular vectors of W (columns)",
+    ),
+    "eigenvalue_errors": Quantity(
+        _eigenvalue_errors, ("rank",), "covariance", "eigenvalues of W W^T minus the optimal ones"
+    ),
+    "residual": Quantity(_residual, (), "covariance", "Frobenius norm of W W^T + tau I - Sigma0"),
     "distance_frobenius": Quantity(
         _distance_frobenius, (), "covariance", "Frobenius distance of W W^T to the optimum"
     ),
@@ -207,20 +250,31 @@ def record(*names: str) -> Record:
     ----------
     *names
         Keys of `QUANTITIES`: `loss`, `gap`, `gradient_norm`, `singular_values`,
-        `numerical_rank`, `effective_rank`, `imbalance`, `alignment`, `distance_frobenius`,
-        `distance_bures`.
+        `numerical_rank`, `effective_rank`, `imbalance`, `alignment`, `cosines`,
+        `eigenvalue_errors`, `residual`, `distance_frobenius`, `distance_bures`.
 
     Raises
     ------
     ValueError
         If a name is unknown; when it runs, if the loss does not offer what the quantity needs:
-        `gap` needs `minimum`, the alignment and the distances `target` and `tau`.
+        `gap` needs `minimum`, `alignment` and `cosines` need `target`, `eigenvalue_errors`,
+        `residual` and the distances `target` and `tau`.
 
     Notes
     -----
     `gap` subtracts the known minimum over matrices of the network's rank, so it can be as low as
-    minus the rounding error of the loss. `alignment` is that of singular vectors in the order of
-    their singular values, and means little where these repeat.
+    minus the rounding error of the loss. `effective_rank` is the exponential of the entropy of the
+    singular values divided by their sum. `eigenvalue_errors` are `sigma_i^2 - (lambda_i - tau)_+`,
+    and `sigma_i^2` for `i` above the bottleneck or the target's rank.
+
+    `cosines` are `Omega^T U`, for eigenvectors of the target and left singular vectors of the
+    network; the sign of each column is arbitrary, and columns of zero singular values are zero.
+    `alignment` is the diagonal of its absolute values. Both are in the order of the singular
+    values, and mean little where these repeat.
+
+    References
+    ----------
+    Roy and Vetterli (2007), EUSIPCO, The effective rank: a measure of effective dimensionality.
 
     Examples
     --------
@@ -232,8 +286,10 @@ def record(*names: str) -> Record:
     {'loss': 1.0, 'numerical_rank': 2.0}
     """
     for name in names:
-        if name not in QUANTITIES:
-            raise ValueError(f"unknown quantity {name!r}; choose from {', '.join(QUANTITIES)}.")
+        if not isinstance(name, str) or name not in QUANTITIES:
+            raise ValueError(
+                f"unknown quantity {_checks.shown(name)}; choose from {', '.join(QUANTITIES)}."
+            )
     return Record(tuple(names))
 
 
@@ -251,3 +307,33 @@ def bound_probe(probe: Any, loss: Loss, factorization: Any) -> Any:
     """The probe as it reads parameters of the given factorization."""
     probe = _standard(loss) if probe is standard else probe
     return probe.bind(factorization) if hasattr(probe, "bind") else probe
+
+
+def recorded(probe: Any, loss: Loss, params: Params) -> dict[str, Array]:
+    """What a probe records, refused if it is no dict of arrays."""
+    _checks.takes("probe", probe, _PROBE, loss, params)
+    rows = probe(loss, params)
+    if not isinstance(rows, Mapping) or not all(
+        isinstance(name, str) and isinstance(row, Array) for name, row in rows.items()
+    ):
+        raise ValueError(f"probe must return a dict of arrays by name; got {_checks.shown(rows)}.")
+    return dict(rows)
+
+
+def checked_start(loss: Any, params: Any, factorization: Any, probe: Any) -> Params:
+    """The start as arrays; refused if a run cannot go from it, or not with such functions."""
+    methods = ("assemble", "pullback")
+    # The type is asked first, for a module of equinox makes its bound methods slowly.
+    owners = (type(factorization), factorization)
+    offered = [any(callable(getattr(owner, m, None)) for owner in owners) for m in methods]
+    if isinstance(factorization, type) or not all(offered):
+        raise ValueError(
+            f"factorization must be an object with the methods {', '.join(methods)}, such as "
+            f"bwflow.factors.Deep(); got {_checks.shown(factorization)}."
+        )
+    params = _checks.parameters("params", params)
+    if hasattr(factorization, "bottleneck"):
+        factorization.bottleneck(params)  # refuses what does not chain
+    _checks.function("loss", loss, _LOSS)
+    _checks.function("probe", probe, _PROBE)
+    return params

@@ -4,12 +4,13 @@
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from bwflow import _checks
 from bwflow._types import Factors, Widths
@@ -47,21 +48,37 @@ def widths(factors: Factors) -> Widths:
     Raises
     ------
     ValueError
-        If there are no factors, one is not a matrix or is empty, or neighbours do not fit.
+        If `factors` is not a tuple or is empty, one of them is not a real floating matrix or is
+        empty, dtypes differ, or neighbours do not fit. Every function of factors refuses these.
     """
+    shapes = [W.shape for W in _layers(factors)]
+    return (shapes[0][1], *(shape[0] for shape in shapes))
+
+
+def _layers(factors: Factors) -> Factors:
+    """The factors as arrays, refused if they are no chain of matrices."""
     if not isinstance(factors, (tuple, list)) or not factors:
-        raise ValueError(f"factors must be a non-empty tuple of matrices; got {factors!r}.")
-    shapes = [jnp.shape(W) for W in factors]
+        raise ValueError(
+            f"factors must be a non-empty tuple of matrices; got {_checks.shown(factors)}."
+        )
+    # A run that failed may be looked at, so they need not be finite.
+    layers = tuple(
+        _checks.real_array(f"factors[{j}]", W, ndim=2, finite=False) for j, W in enumerate(factors)
+    )
+    shapes = [W.shape for W in layers]
     for j, shape in enumerate(shapes, start=1):
-        if len(shape) != 2 or 0 in shape:
+        if 0 in shape:
             raise ValueError(f"factors must be non-empty matrices; W_{j} has shape {shape}.")
+    if len({W.dtype for W in layers}) > 1:
+        found = ", ".join(str(W.dtype) for W in layers)
+        raise ValueError(f"factors must have one dtype; got {found}.")
     for j, (inner, outer) in enumerate(pairwise(shapes), start=1):
         if outer[1] != inner[0]:
             raise ValueError(
                 f"factors must chain: W_{j + 1} of shape {outer} cannot follow W_{j} of shape "
                 f"{inner}; expected {inner[0]} columns."
             )
-    return (shapes[0][1], *(shape[0] for shape in shapes))
+    return layers
 
 
 @full_precision
@@ -85,9 +102,8 @@ def end_to_end(factors: Factors) -> Float[Array, "n p"]:
     >>> bw.end_to_end((2.0 * jnp.ones((3, 1)), jnp.ones((2, 3)))).tolist()
     [[6.0], [6.0]]
     """
-    widths(factors)
-    W = factors[0]
-    for layer in factors[1:]:
+    W, *rest = _layers(factors)
+    for layer in rest:
         W = layer @ W
     return W
 
@@ -107,7 +123,7 @@ def partial_products(factors: Factors) -> tuple[Factors, Factors]:
     >>> [float(A[0, 0]) for A in above], [float(B[0, 0]) for B in below]
     ([3.0, 1.0], [1.0, 2.0])
     """
-    d = widths(factors)
+    factors, d = _layers(factors), widths(factors)
     dtype = factors[0].dtype
     above, below = [jnp.eye(d[-1], dtype=dtype)], [jnp.eye(d[0], dtype=dtype)]
     for layer in factors[:-1]:
@@ -115,6 +131,66 @@ def partial_products(factors: Factors) -> tuple[Factors, Factors]:
     for layer in factors[:0:-1]:
         above.append(above[-1] @ layer)
     return tuple(above[::-1]), tuple(below)
+
+
+def sample(
+    factors: Factors, key: PRNGKeyArray, n: int, *, tau: ArrayLike = 0.0
+) -> Float[Array, "n d"]:
+    """Samples `x = W_N ... W_1 z + sqrt(tau) e` of the network, `z` and `e` standard normal.
+
+    They are draws from the Gaussian with mean zero and covariance `W W^T + tau I`.
+
+    Parameters
+    ----------
+    factors
+        The layers `(W_1, ..., W_N)`; `W_j` is `d_j x d_{j-1}`.
+    key
+        Random key. The same key gives the same `z` to networks of one latent dimension, whatever
+        their smoothing: what a sample of an untrained network becomes can be followed.
+    n
+        Number of samples.
+    tau
+        Smoothing, in units of the covariance; not negative.
+
+    Returns
+    -------
+    Array
+        `n x d_N`, samples in rows, in the dtype of the factors.
+
+    Raises
+    ------
+    ValueError
+        If the factors are not a chain of real floating matrices of one dtype, `key` is not a random
+        key, `n` is not a positive integer, or `tau` is negative or not finite.
+
+    Notes
+    -----
+    Cost: a product of `n` columns with every layer; the end-to-end matrix is not formed. Samples
+    are differentiable in the factors, and in `tau > 0`: at `tau = 0` the slope of the root is
+    infinite.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> x = bw.sample((jnp.ones((1, 2)), jnp.ones((3, 1))), jax.random.key(0), 4)
+    >>> x.shape, bool((x == x[:, :1]).all())
+    ((4, 3), True)
+    """
+    factors = _layers(factors)
+    _checks.random_key("key", key)
+    tau = _checks.scalar("tau", tau, factors[0].dtype, minimum=0.0)
+    return _sample(factors, key, _checks.positive_int("n", n), tau)
+
+
+@partial(jax.jit, static_argnums=2)
+@full_precision
+def _sample(factors: Factors, key: PRNGKeyArray, n: int, tau: Array) -> Array:
+    latent, noise = jax.random.split(key)
+    x = jax.random.normal(latent, (n, factors[0].shape[1]), tau.dtype)
+    for layer in factors:
+        x = x @ layer.T
+    return x + jnp.sqrt(tau) * jax.random.normal(noise, x.shape, tau.dtype)
 
 
 @full_precision
@@ -133,7 +209,7 @@ def imbalance(factors: Factors) -> Factors:
     >>> bw.imbalance((2.0 * jnp.eye(1), 3.0 * jnp.eye(1)))[0].tolist()
     [[5.0]]
     """
-    widths(factors)
+    factors = _layers(factors)
     return tuple(outer.T @ outer - inner @ inner.T for inner, outer in pairwise(factors))
 
 
@@ -147,7 +223,7 @@ def zero_pad(factors: Factors, new_widths: Sequence[int]) -> Factors:
     Raises
     ------
     ValueError
-        If `new_widths` has another length or is smaller somewhere.
+        If `new_widths` are not positive integers, as many as the widths and none below them.
 
     Examples
     --------
@@ -156,10 +232,11 @@ def zero_pad(factors: Factors, new_widths: Sequence[int]) -> Factors:
     >>> factors.widths(factors.zero_pad((jnp.ones((2, 2)), jnp.ones((2, 2))), (2, 5, 2)))
     (2, 5, 2)
     """
-    old = widths(factors)
+    factors, old = _layers(factors), widths(factors)
+    new_widths = _checks.widths("new_widths", new_widths)
     if len(new_widths) != len(old) or any(a < b for a, b in zip(new_widths, old, strict=True)):
         raise ValueError(
-            f"new_widths must be {len(old)} numbers, none below {old}; got {tuple(new_widths)}."
+            f"new_widths must be {len(old)} numbers, none below {old}; got {new_widths}."
         )
     extra = [a - b for a, b in zip(new_widths, old, strict=True)]
     return tuple(

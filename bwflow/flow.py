@@ -1,22 +1,22 @@
 """Gradient flow `dW_j/dt = -grad_j` as an ordinary differential equation, by diffrax."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optimistix as optx
 from jaxtyping import Array, ArrayLike
 
 from bwflow import _checks
 from bwflow._trajectory import RESULTS, Trajectory, concluded
 from bwflow._types import Loss, Params, Probe
-from bwflow.diagnostics import Point, bound_probe, standard
+from bwflow.diagnostics import Point, bound_probe, checked_start, recorded, standard
 from bwflow.factors import Deep
-from bwflow.until import Criterion
+from bwflow.until import Criterion, check_until
 
 
 def gradient_flow(
@@ -24,7 +24,7 @@ def gradient_flow(
     params: Params,
     solver: diffrax.AbstractSolver = diffrax.Tsit5(),  # noqa: B008 (immutable)
     *,
-    times: ArrayLike | Sequence[float],
+    times: ArrayLike | Sequence[ArrayLike],
     rtol: ArrayLike,
     atol: ArrayLike,
     factorization: Any = Deep(),  # noqa: B008 (immutable)
@@ -83,8 +83,9 @@ def gradient_flow(
     Raises
     ------
     ValueError
-        If `times` are not at least two increasing numbers, a tolerance is not positive, or the
-        solver needs a `dt0`.
+        If `times` are not at least two increasing numbers, a tolerance, a step or a count is not
+        positive, the solver needs a `dt0`, the parameters are not finite arrays that fit together
+        and to the loss, or another argument is not of its kind.
     RuntimeError
         If the solve fails and `throw` is true.
 
@@ -109,16 +110,20 @@ def gradient_flow(
     >>> bool(jnp.allclose(run.factors[0], (2 - jnp.exp(-2.0)) * jnp.eye(2), atol=1e-3))
     True
     """
-    params = jax.tree.map(jnp.asarray, params)
-    factorization.bottleneck(params)  # refuses what does not chain
-    dtype = jnp.result_type(*jax.tree.leaves(params))
-    times = _save_times(times, dtype)
+    params = checked_start(loss, params, factorization, probe)
+    _check_parts(solver, adjoint, progress_meter)
+    _checks.function("norm", norm, "the parameters' errors")
+    check_until(until)
+    max_steps = _checks.positive_int("max_steps", max_steps)
+    dtype = jax.tree.leaves(params)[0].dtype
+    times = _checks.numbers("times", times, dtype, ndim=1, increasing=True)
+    if times.size < 2:
+        raise ValueError(f"times must be at least two numbers; got {times.size}.")
     rtol = _checks.scalar("rtol", rtol, dtype, positive=True)
     atol = _checks.scalar("atol", atol, dtype, positive=True)
-    adaptive = isinstance(solver, diffrax.AbstractAdaptiveSolver)
     if dt0 is not None:
         dt0 = _checks.scalar("dt0", dt0, dtype, positive=True)
-    elif not adaptive:
+    elif not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
             f"dt0 must be given: {type(solver).__name__} has no error estimate to choose steps by."
         )
@@ -126,35 +131,28 @@ def gradient_flow(
         _checks.traced_numbers(loss, dtype),
         params,
         solver,
-        diffrax.PIDController(rtol, atol, norm=norm, dtmin=_least_step(times), force_dtmin=False)
-        if adaptive
-        else diffrax.ConstantStepSize(),
+        norm,
+        rtol,
+        atol,
         times,
         dt0,
         _checks.traced_numbers(until, dtype),
         bound_probe(probe, loss, factorization),
         factorization,
-        _checks.positive_int("max_steps", max_steps),
+        max_steps,
         diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         progress_meter,
     )
     return concluded(trajectory, throw)
 
 
-def _save_times(times: ArrayLike | Sequence[float], dtype: Any) -> Array:
-    grid = jnp.asarray(times, dtype)
-    if grid.ndim != 1 or grid.size < 2:
-        raise ValueError(f"times must be at least two numbers; got shape {grid.shape}.")
-    if _checks.is_concrete(times):
-        seen = np.asarray(times)
-        if not (np.all(np.diff(seen) > 0) and np.all(np.isfinite(seen))):
-            raise ValueError(f"times must be strictly increasing and finite; got {seen}.")
-    return grid
-
-
-def _least_step(times: Array) -> Array:
-    """A step below which time would not advance."""
-    return 4 * jnp.finfo(times.dtype).eps * jnp.max(jnp.abs(times))
+def _check_parts(solver: Any, adjoint: Any, progress_meter: Any) -> None:
+    for name, part, kind, expected in (
+        ("solver", solver, diffrax.AbstractSolver, "solver, such as diffrax.Tsit5()"),
+        ("adjoint", adjoint, (diffrax.AbstractAdjoint, type(None)), "adjoint or None"),
+        ("progress_meter", progress_meter, diffrax.AbstractProgressMeter, "progress meter"),
+    ):
+        _checks.instance(name, part, kind, f"a diffrax {expected}")
 
 
 @eqx.filter_jit
@@ -162,7 +160,9 @@ def _solve(
     loss,
     params,
     solver,
-    controller,
+    norm,
+    rtol,
+    atol,
     times,
     dt0,
     until,
@@ -175,17 +175,12 @@ def _solve(
     def velocity(t, params, loss):
         return jax.tree.map(jnp.negative, Point(loss, params, factorization).gradients)
 
+    probe = partial(recorded, probe)
     start = probe(loss, params)
     event, threshold = None, None
     if until is not None:
         threshold = until.threshold(Point(loss, params, factorization))
-        event = diffrax.Event(
-            # Diffrax compares the value with a zero of the default precision.
-            lambda t, y, args, **_: until.excess(Point(args, y, factorization), threshold).astype(
-                jnp.result_type(float)
-            ),
-            optx.Bisection(_event_tolerance(times), _event_tolerance(times)),
-        )
+        event = _event(until, threshold, factorization, times)
     solve = diffrax.diffeqsolve
     if event is not None:
         solve = jax.numpy_dtype_promotion("standard")(solve)
@@ -203,7 +198,7 @@ def _solve(
                 diffrax.SubSaveAt(t1=True),
             ]
         ),
-        stepsize_controller=controller,
+        stepsize_controller=_controller(solver, norm, rtol, atol, times),
         event=event,
         adjoint=adjoint,
         max_steps=max_steps,
@@ -237,6 +232,22 @@ def _solve(
         result=_outcome(solution.result, jax.tree.leaves(end)),
         clock="time",
     )
+
+
+def _controller(solver: Any, norm: Any, rtol: Array, atol: Array, times: Array) -> Any:
+    if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        return diffrax.ConstantStepSize()
+    # A step below which time would not advance.
+    least = 4 * jnp.finfo(times.dtype).eps * jnp.max(jnp.abs(times))
+    return diffrax.PIDController(rtol, atol, norm=norm, dtmin=least, force_dtmin=False)
+
+
+def _event(until: Criterion, threshold: Array, factorization: Any, times: Array) -> diffrax.Event:
+    def excess(t, y, args, **_):
+        # Diffrax compares the value with a zero of the default precision.
+        return until.excess(Point(args, y, factorization), threshold).astype(jnp.result_type(float))
+
+    return diffrax.Event(excess, optx.Bisection(_event_tolerance(times), _event_tolerance(times)))
 
 
 def _event_tolerance(times: Array) -> float:

@@ -7,13 +7,14 @@ one the numbers are the same whether or not 64-bit types are enabled.
 Raises
 ------
 ValueError
-    By every factory, if a scale is negative or not finite. By every `init`, if the widths are not
-    at least two positive integers or the dtype is not real floating point.
+    By every factory, if a scale is negative or not finite, or a rank is not a positive integer.
+    By every `init`, if the widths are not at least two positive integers, or not what the rank or
+    the target of its factory needs, or if the dtype is none of `float`, float32 and float64, or is
+    float64 while jax runs without 64-bit types.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +23,34 @@ from jaxtyping import Array, ArrayLike, DTypeLike, PRNGKeyArray
 from bwflow import _checks
 from bwflow._types import Factors, Initializer, Widths
 from bwflow.covariances import Target
+from bwflow.factors import end_to_end
 from bwflow.linalg import full_precision, range_mask
 
+_by_variance = partial(jax.nn.initializers.variance_scaling, in_axis=-1, out_axis=-2)
 
-def gaussian(std: ArrayLike | None = None) -> Initializer:
-    """Independent entries `N(0, std^2)`; by default `std^2 = 1 / d_{j-1}`.
+
+def gaussian(std: ArrayLike | None = None, *, gamma: ArrayLike = 1.0) -> Initializer:
+    """Independent entries `N(0, std^2)`; by default `std^2 = d_{j-1}^{-gamma}`, layer by layer.
+
+    Any finite number may be `gamma`, and it counts only where `std` is not given. With 1 a layer
+    keeps mean squares; a larger `gamma` makes wide networks start small.
 
     Examples
     --------
-    >>> import jax
-    >>> import bwflow as bw
+    >>> import jax, bwflow as bw
     >>> factors = bw.initializers.gaussian(0.1)(jax.random.key(0), (2, 3, 4))
     >>> [W.shape for W in factors]
     [(3, 2), (4, 3)]
     """
-    if std is None:
-        return _by_variance(1.0, "fan_in", "normal")
-    return _independent(jax.nn.initializers.normal(_magnitude("std", std)))
+    if std is not None:
+        return _independent(jax.nn.initializers.normal(_magnitude("std", std)))
+    _checks.scalar("gamma", gamma, float)
+
+    def draw(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike) -> Array:
+        variance = jnp.asarray(shape[1], dtype) ** -jnp.asarray(gamma, dtype)
+        return jnp.sqrt(variance) * jax.random.normal(key, shape, dtype)
+
+    return _independent(draw)
 
 
 def uniform(bound: ArrayLike | None = None) -> Initializer:
@@ -48,14 +60,13 @@ def uniform(bound: ArrayLike | None = None) -> Initializer:
 
     Examples
     --------
-    >>> import jax
-    >>> import bwflow as bw
+    >>> import jax, bwflow as bw
     >>> (W,) = bw.initializers.uniform(0.5)(jax.random.key(0), (10, 10))
     >>> bool((abs(W) <= 0.5).all())
     True
     """
     if bound is None:
-        return _by_variance(1.0, "fan_in", "uniform")
+        return _independent(_by_variance(1.0, "fan_in", "uniform"))
     bound = _magnitude("bound", bound)
 
     def draw(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike) -> Array:
@@ -69,13 +80,12 @@ def xavier_normal(gain: ArrayLike = 1.0) -> Initializer:
 
     Examples
     --------
-    >>> import jax
-    >>> import bwflow as bw
+    >>> import jax, bwflow as bw
     >>> (W,) = bw.initializers.xavier_normal()(jax.random.key(0), (300, 100))
     >>> print(round(float(W.var()), 3))
     0.005
     """
-    return _by_variance(_magnitude("gain", gain) ** 2, "fan_avg", "normal")
+    return _independent(_by_variance(_magnitude("gain", gain) ** 2, "fan_avg", "normal"))
 
 
 def xavier_uniform(gain: ArrayLike = 1.0) -> Initializer:
@@ -83,13 +93,12 @@ def xavier_uniform(gain: ArrayLike = 1.0) -> Initializer:
 
     Examples
     --------
-    >>> import jax
-    >>> import bwflow as bw
+    >>> import jax, bwflow as bw
     >>> (W,) = bw.initializers.xavier_uniform()(jax.random.key(0), (4, 2))
     >>> bool((abs(W) <= 1).all())
     True
     """
-    return _by_variance(_magnitude("gain", gain) ** 2, "fan_avg", "uniform")
+    return _independent(_by_variance(_magnitude("gain", gain) ** 2, "fan_avg", "uniform"))
 
 
 def kaiming_normal(gain: ArrayLike = 2**0.5) -> Initializer:
@@ -99,13 +108,12 @@ def kaiming_normal(gain: ArrayLike = 2**0.5) -> Initializer:
 
     Examples
     --------
-    >>> import jax
-    >>> import bwflow as bw
+    >>> import jax, bwflow as bw
     >>> (W,) = bw.initializers.kaiming_normal()(jax.random.key(0), (200, 100))
     >>> print(round(float(W.var()), 2))
     0.01
     """
-    return _by_variance(_magnitude("gain", gain) ** 2, "fan_in", "normal")
+    return _independent(_by_variance(_magnitude("gain", gain) ** 2, "fan_in", "normal"))
 
 
 def kaiming_uniform(gain: ArrayLike = 2**0.5) -> Initializer:
@@ -113,13 +121,12 @@ def kaiming_uniform(gain: ArrayLike = 2**0.5) -> Initializer:
 
     Examples
     --------
-    >>> import jax
-    >>> import bwflow as bw
+    >>> import jax, bwflow as bw
     >>> (W,) = bw.initializers.kaiming_uniform()(jax.random.key(0), (6, 3))
     >>> bool((abs(W) <= 1).all())
     True
     """
-    return _by_variance(_magnitude("gain", gain) ** 2, "fan_in", "uniform")
+    return _independent(_by_variance(_magnitude("gain", gain) ** 2, "fan_in", "uniform"))
 
 
 def orthogonal(scale: ArrayLike = 1.0) -> Initializer:
@@ -127,8 +134,7 @@ def orthogonal(scale: ArrayLike = 1.0) -> Initializer:
 
     Examples
     --------
-    >>> import jax
-    >>> import bwflow as bw
+    >>> import jax, bwflow as bw
     >>> (W,) = bw.initializers.orthogonal(2.0)(jax.random.key(0), (5, 2))
     >>> abs(W @ W.T).round(4).tolist()
     [[4.0, 0.0], [0.0, 4.0]]
@@ -141,17 +147,14 @@ def identity(scale: ArrayLike = 1.0) -> Initializer:
 
     Examples
     --------
-    >>> import jax
-    >>> import bwflow as bw
+    >>> import jax, bwflow as bw
     >>> bw.initializers.identity(0.5)(jax.random.key(0), (2, 3))[0].tolist()
     [[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]]
     """
     scale = _magnitude("scale", scale)
-
-    def draw(_: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike) -> Array:
-        return jnp.asarray(scale, dtype) * jnp.eye(*shape, dtype=dtype)
-
-    return _independent(draw)
+    return _independent(
+        lambda _, shape, dtype: jnp.asarray(scale, dtype) * jnp.eye(*shape, dtype=dtype)
+    )
 
 
 def balanced(
@@ -180,108 +183,110 @@ def balanced(
     rank
         Where given, `r` is the least of it and the widths; else the least of the widths alone.
 
-    Raises
-    ------
-    ValueError
-        If `rank` is not a positive integer.
-
     Examples
     --------
-    >>> import jax
-    >>> import bwflow as bw
+    >>> import jax, bwflow as bw
     >>> factors = bw.initializers.balanced(scale=0.1)(jax.random.key(0), (4, 5, 3))
     >>> bool(abs(bw.imbalance(factors)[0]).max() < 1e-6)
     True
     """
-    inner = gaussian() if init is None else init
-    scale = _magnitude("scale", scale)
-    floor = _magnitude("min_singular_value", min_singular_value)
-    bound = None if rank is None else _checks.positive_int("rank", rank)
+    return _resplit(init, lambda widths: (widths[0], widths[-1]), scale, min_singular_value, rank)
 
-    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
-        widths, dtype = _layout(widths, dtype)
-        (W,) = inner(key, (widths[0], widths[-1]), dtype)
-        r = min(widths) if bound is None else min(bound, *widths)
-        return _split(W, jnp.asarray(scale, dtype), jnp.asarray(floor, dtype), r, widths)
 
-    return initialize
+def rebalanced(
+    init: Initializer | None = None,
+    *,
+    scale: ArrayLike = 1.0,
+    min_singular_value: ArrayLike = 0.0,
+    rank: int | None = None,
+) -> Initializer:
+    """Even split of the product of random layers: as `init` draws the network, but balanced.
+
+    What is split is no single draw, as in `balanced`, but a product of layers of the network's own
+    widths. The singular values of Gaussian products spread exponentially with depth, and those at
+    the rounding of the largest count as zeros. The rank is at most the bottleneck, so nothing is
+    cut. The parameters are those of `balanced`; `scale` is a factor on the product.
+
+    Examples
+    --------
+    >>> import jax, bwflow as bw
+    >>> key, widths = jax.random.key(0), (4, 2, 3)
+    >>> W = bw.end_to_end(bw.initializers.gaussian()(key, widths))
+    >>> factors = bw.initializers.rebalanced()(key, widths)
+    >>> bool(abs(bw.end_to_end(factors) - W).max() < 1e-6)
+    True
+    """
+    return _resplit(init, lambda widths: widths, scale, min_singular_value, rank)
 
 
 def low_rank(rank: int, *, scale: ArrayLike = 1.0) -> Initializer:
     """Even split of `W = scale (r p)^{-1/2} L R`, with `L` (`n x r`) and `R` (`r x p`) Gaussian.
 
     The entries of `L` and `R` are independent standard normals; those of `W` have variance
-    `scale^2 / p` whatever the rank `r`.
-
-    Raises
-    ------
-    ValueError
-        If `rank` is not a positive integer, or is above the bottleneck of the widths.
+    `scale^2 / p` whatever the rank `r`, at most the bottleneck.
 
     Examples
     --------
-    >>> import jax
-    >>> import bwflow as bw
+    >>> import jax, bwflow as bw
     >>> factors = bw.initializers.low_rank(2)(jax.random.key(0), (5, 4, 6))
     >>> int(jax.numpy.linalg.matrix_rank(bw.end_to_end(factors)))
     2
     """
-    rank, scale = _checks.positive_int("rank", rank), _magnitude("scale", scale)
+    rank = _checks.positive_int("rank", rank)
 
-    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
-        widths, dtype = _layout(widths, dtype)
-        if rank > min(widths):
+    def one_hidden_layer(widths: Widths) -> Widths:
+        if rank > (r := min(widths)):
             raise ValueError(
-                f"rank must be at most the bottleneck {min(widths)} of widths {widths}; got {rank}."
+                f"rank must be at most the bottleneck {r} of widths {widths}; got {rank}."
             )
-        # The variances 1/p and 1/r are those of a network with one hidden layer of r units.
-        R, L = gaussian()(key, (widths[0], rank, widths[-1]), dtype)
-        return _split(_product(L, R), jnp.asarray(scale, dtype), 0.0, rank, widths)
+        return widths[0], rank, widths[-1]
 
-    return initialize
+    # The variances 1/p and 1/r are those of a network with one hidden layer of r units.
+    return _resplit(gaussian(), one_hidden_layer, scale, 0.0, rank)
 
 
-def near_target(target: Target, *, radius: ArrayLike = 0.5) -> Initializer:
-    """Even split of `W = (Omega_k diag(lambda_k)^{1/2} + D) V^T`, a root of the target moved.
+def near_target(target: Target, *, radius: ArrayLike = 0.5, tau: ArrayLike = 0.0) -> Initializer:
+    """Even split of `W = (Omega_k diag((lambda - tau)_+)^{1/2} + D) V^T`: the optimum, moved.
 
     With `r` the bottleneck and `k = min(r, target.rank)`: the `k` leading eigenpairs, followed by
     `r - k` zero columns; `D` (`n x r`) Gaussian of Frobenius norm `radius sqrt(lambda_k)`; `V`
-    (`p x r`) uniform with orthonormal columns. Hence, for `Sigma_k` the target cut to rank `k`,
-    the distance of `W W^T` from it and the singular values of `W` have the bounds
+    (`p x r`) uniform with orthonormal columns. Hence, for `S*` of rank at most `k` the minimiser
+    of the loss smoothed by `tau`, and `L*` its loss,
 
-        BW(W W^T, Sigma_k) <= radius sqrt(lambda_k),   sigma_k(W) >= (1 - radius) sqrt(lambda_k).
+        BW(W W^T, S*) <= radius sqrt(lambda_k),   sqrt(L_tau(W)) <= sqrt(L*) + radius sqrt(lambda_k)
+        sigma_k(W) >= sqrt((lambda_k - tau)_+) - radius sqrt(lambda_k).
 
-    Raises
-    ------
-    ValueError
-        If the last of the widths is not the dimension of the target.
+    At full rank and `tau <= lambda_n`, where `L* = 0`, the margin `sqrt(lambda_n) - sqrt(L_tau(W))`
+    is at least `(1 - radius) sqrt(lambda_n)`. While the loss does not grow it is a lower bound of
+    `sqrt(sigma_n^2 + tau)`, which keeps the rank where it is above `sqrt(tau)`.
 
     Examples
     --------
-    >>> import jax
-    >>> import bwflow as bw
+    >>> import jax, bwflow as bw
     >>> target = bw.Target(jax.numpy.diag(jax.numpy.array([4.0, 1.0])))
     >>> factors = bw.initializers.near_target(target, radius=0.5)(jax.random.key(0), (2, 2, 2))
     >>> bool(bw.smoothed_bures(bw.end_to_end(factors), target, tau=0.0) <= 0.25)
     True
     """
-    radius = _magnitude("radius", radius)
+    _checks.instance("target", target, Target, "a bwflow.Target")
+    radius, tau = _magnitude("radius", radius), _magnitude("tau", tau)
 
     def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
-        widths, dtype = _layout(widths, dtype)
+        widths, dtype = _layout(key, widths, dtype)
         n, p, r = widths[-1], widths[0], min(widths)
         if n != target.dim:
             raise ValueError(
                 f"widths must end with {target.dim}, the dimension of the target; got {widths}."
             )
         k = min(r, target.rank)
-        root = jnp.sqrt(jnp.maximum(target.eigenvalues[:k], 0.0)).astype(dtype)
+        lam = target.eigenvalues[:k]
+        root = _power(lam - jnp.asarray(tau, lam.dtype), 0.5).astype(dtype)
         key_V, key_D = jax.random.split(key)
         V = jax.random.orthogonal(key_V, p, dtype=dtype, m=r)
         D = jax.random.normal(key_D, (n, r), dtype)
-        D = jnp.asarray(radius, dtype) * root[-1] / jnp.linalg.norm(D) * D
-        start = target.eigenvectors[:, :k].astype(dtype) * root[None, :]
-        return split_evenly(_product(D + jnp.pad(start, ((0, 0), (0, r - k))), V.T), widths)
+        D = jnp.asarray(radius, dtype) * _power(lam[-1], 0.5).astype(dtype) / jnp.linalg.norm(D) * D
+        optimum = target.eigenvectors[:, :k].astype(dtype) * root[None, :]
+        return split_evenly(end_to_end((V.T, D + jnp.pad(optimum, ((0, 0), (0, r - k))))), widths)
 
     return initialize
 
@@ -300,14 +305,13 @@ def split_evenly(W: ArrayLike, widths: Sequence[int]) -> Factors:
 
     Examples
     --------
-    >>> import jax.numpy as jnp
-    >>> import bwflow as bw
+    >>> import jax.numpy as jnp, bwflow as bw
     >>> factors = bw.initializers.split_evenly(jnp.array([[8.0]]), (1, 1, 1, 1))
     >>> [round(abs(float(W[0, 0])), 5) for W in factors]
     [2.0, 2.0, 2.0]
     """
     W = _checks.real_array("W", W, ndim=2)
-    widths, _ = _layout(widths, W.dtype)
+    widths = _checks.widths("widths", widths)
     if W.shape != (widths[-1], widths[0]):
         raise ValueError(
             f"W must have shape {(widths[-1], widths[0])} for widths {widths}; got {W.shape}."
@@ -318,7 +322,7 @@ def split_evenly(W: ArrayLike, widths: Sequence[int]) -> Factors:
 # What a specification may name: the factories that can be called without arguments.
 _ENTRYWISE = (gaussian, uniform, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform)
 INITIALIZERS: dict[str, Callable[..., Initializer]] = {
-    factory.__name__: factory for factory in (*_ENTRYWISE, orthogonal, identity, balanced)
+    f.__name__: f for f in (*_ENTRYWISE, orthogonal, identity, balanced, rebalanced)
 }
 
 
@@ -328,21 +332,17 @@ def _magnitude(name: str, x: ArrayLike) -> ArrayLike:
     return x
 
 
-def _layout(widths: Sequence[int], dtype: DTypeLike) -> tuple[Widths, DTypeLike]:
+def _layout(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike) -> tuple[Widths, DTypeLike]:
     """Widths as a tuple and the dtype that will be used, or a refusal."""
-    if len(widths) < 2:
-        raise ValueError(f"widths must have at least two entries (d_0, ..., d_N); got {widths!r}.")
-    dtype = jax.dtypes.canonicalize_dtype(dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype must be real floating point; got {dtype}.")
-    return tuple(_checks.positive_int(f"widths[{j}]", d) for j, d in enumerate(widths)), dtype
+    _checks.random_key("key", key)
+    return _checks.widths("widths", widths), _checks.floating_dtype("dtype", dtype)
 
 
 def _independent(draw: Callable[..., Array]) -> Initializer:
     """Layers drawn one by one, each with a key of its own."""
 
     def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
-        widths, dtype = _layout(widths, dtype)
+        widths, dtype = _layout(key, widths, dtype)
         keys = jax.random.split(key, len(widths) - 1)
         shapes = zip(widths[1:], widths, strict=False)
         return tuple(draw(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True))
@@ -350,17 +350,32 @@ def _independent(draw: Callable[..., Array]) -> Initializer:
     return initialize
 
 
-def _by_variance(
-    scale: ArrayLike, mode: Literal["fan_in", "fan_avg"], law: Literal["normal", "uniform"]
+def _resplit(
+    init: Initializer | None,
+    through: Callable[[Widths], Widths],
+    scale: ArrayLike,
+    floor: ArrayLike,
+    rank: int | None,
 ) -> Initializer:
-    return _independent(
-        jax.nn.initializers.variance_scaling(scale, mode, law, in_axis=-1, out_axis=-2)
-    )
+    """Even split of what `init` draws as a network of the widths `through(widths)`."""
+    inner = gaussian() if init is None else init
+    _checks.function("init", inner, "key, widths and dtype")
+    _checks.takes("init", inner, "key, widths and dtype", None, (), float)
+    scale, floor = _magnitude("scale", scale), _magnitude("min_singular_value", floor)
+    bound = None if rank is None else _checks.positive_int("rank", rank)
+
+    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
+        widths, dtype = _layout(key, widths, dtype)
+        W = end_to_end(inner(key, through(widths), dtype))
+        r = min(widths) if bound is None else min(bound, *widths)
+        return _split(W, jnp.asarray(scale, dtype), jnp.asarray(floor, dtype), r, widths)
+
+    return initialize
 
 
-@full_precision
-def _product(A: Array, B: Array) -> Array:
-    return A @ B
+def _power(x: Array, exponent: float) -> Array:
+    """`(x)_+^exponent`, whose slope is taken as zero where the value is."""
+    return jnp.where(x > 0, jnp.where(x > 0, x, 1.0) ** exponent, 0.0)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -374,8 +389,7 @@ def _split(W: Array, scale: ArrayLike, floor: ArrayLike, rank: int, widths: Widt
     depth = len(widths) - 1
     if depth == 1:
         return (U * s[None, :] @ Vt,)
-    # Zeros are to stay zeros, and the root has no derivative there.
-    a = jnp.where(s > 0, jnp.where(s > 0, s, 1.0) ** (1 / depth), 0.0)
+    a = _power(s, 1 / depth)
     first = jnp.pad(a[:, None] * Vt, ((0, widths[1] - rank), (0, 0)))
     last = jnp.pad(U * a[None, :], ((0, 0), (0, widths[-2] - rank)))
     middle = [

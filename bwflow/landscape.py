@@ -1,6 +1,6 @@
 """Critical values and minimisers of the smoothed losses over matrices of bounded rank."""
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
@@ -17,6 +17,7 @@ def minimizing_eigenvalues(
     target: Target, rank: int, *, tau: ArrayLike = 0.0
 ) -> Float[Array, " m"]:
     """Eigenvalues `(lambda_i - tau)_+` for `i <= rank`, else 0, of the minimiser."""
+    _checks.instance("target", target, Target, "a bwflow.Target")
     rank = _checks.positive_int("rank", rank)
     lam = target.eigenvalues
     tau = _checks.scalar("tau", tau, lam.dtype, minimum=0.0)
@@ -42,7 +43,7 @@ def minimizer(target: Target, rank: int, *, tau: ArrayLike = 0.0) -> Float[Array
     Raises
     ------
     ValueError
-        If `rank` is not a positive integer or `tau` is negative.
+        If `rank` is not a positive integer or `tau` not a finite number of at least 0.
 
     References
     ----------
@@ -88,7 +89,8 @@ def minimum(
     Raises
     ------
     ValueError
-        If `rank` is not a positive integer, `tau` is negative or `loss` is neither of the two.
+        If `rank` is not a positive integer, `tau` not a finite number of at least 0 or `loss`
+        neither of the two.
 
     Notes
     -----
@@ -107,7 +109,9 @@ def minimum(
     >>> print(bw.landscape.minimum(target, 1, tau=0.25).round(5))
     0.25
     """
+    _checks.instance("target", target, Target, "a bwflow.Target")
     rank = _checks.positive_int("rank", rank)
+    _checks.choice("loss", loss, get_args(Discrepancy))
     lam = target.eigenvalues
     tau = _checks.scalar("tau", tau, lam.dtype, minimum=0.0)
     learnt = (jnp.arange(lam.size) < rank) & (lam > tau)
@@ -116,8 +120,6 @@ def minimum(
         left = jnp.sqrt(jnp.where(lam > 0, lam, 1.0))
         right = jnp.sqrt(jnp.where(learnt | (lam <= 0), 1.0, tau))
         remainder, outside = jnp.where(lam > 0, (left - right) ** 2, tau), tau
-    elif loss == "frobenius":
-        remainder, outside = (lam - tau) ** 2, tau**2
     else:
-        raise ValueError(f"loss must be 'bures_wasserstein' or 'frobenius'; got {loss!r}.")
+        remainder, outside = (lam - tau) ** 2, tau**2
     return jnp.sum(jnp.where(learnt, 0.0, remainder)) + (target.dim - lam.size) * outside

@@ -35,8 +35,8 @@ def frobenius(W: ArrayLike, target: Target, *, tau: ArrayLike = 0.0) -> Scalar:
     Raises
     ------
     ValueError
-        If `W` is not a real floating matrix with as many rows as the target, or if `tau` is
-        negative or not finite.
+        If `W` is not a real floating matrix with as many rows as the target, or if `tau` is not a
+        finite number of at least 0.
 
     Notes
     -----
@@ -50,6 +50,7 @@ def frobenius(W: ArrayLike, target: Target, *, tau: ArrayLike = 0.0) -> Scalar:
     >>> print(bw.frobenius(jnp.eye(2), target).round(5))
     9.0
     """
+    _checks.instance("target", target, Target, "a bwflow.Target")
     W = _checks.end_to_end("W", W, target.dim)
     return _frobenius(W, target, _checks.scalar("tau", tau, W.dtype, minimum=0.0))
 
@@ -69,6 +70,7 @@ class _Smoothed(eqx.Module):
     convex: ClassVar[bool] = True  # in W W^T
 
     def __check_init__(self):
+        _checks.instance("target", self.target, Target, "a bwflow.Target")
         _checks.scalar("tau", self.tau, self.target.factor.dtype, minimum=0.0)
 
 

@@ -1,13 +1,21 @@
 """Pictures of trajectories and sweeps, by matplotlib."""
 
+from collections.abc import Mapping, Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
+from jaxtyping import ArrayLike
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bwflow import _checks
+
 # Okabe and Ito's colours without yellow: told apart with any colour vision, and in print.
 _COLOURS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00")
+
+# What a diverging run is drawn at; matplotlib's scales fail near the largest number.
+_CEILING = 1e30
 
 
 def gap_bands(
@@ -37,27 +45,35 @@ def gap_bands(
     Raises
     ------
     ValueError
-        If the dataset has another axis left, lacks a probe, or its seeds have different times.
+        If `ds` is no dataset, has another axis left, lacks a probe or the times, or has seeds of
+        different times; if `ax` is none of matplotlib's.
     """
-    ax = plt.gca() if ax is None else ax
+    _checks.instance("ds", ds, xr.Dataset, "an xarray.Dataset, as bwflow.sweep returns it")
+    _checks.instance("ax", ax, (Axes, type(None)), "an Axes of matplotlib or None")
     for name in ("loss", "gap"):
         if name not in ds or set(ds[name].dims) != {"seed", "save"}:
             found = ds[name].dims if name in ds else "none"
             raise ValueError(f"ds must be a sweep over seed alone with probe {name}; got {found}.")
     clock = "time" if _is_flow(ds) else "step"
-    if ds[clock].dims != ("save",):
-        raise ValueError(f"ds must have one {clock} for all seeds; got {ds[clock].dims}.")
+    found = ds[clock].dims if clock in ds.variables else "none"
+    if found != ("save",):
+        raise ValueError(f"ds must have one {clock} for all seeds; got {found}.")
+    ax = plt.gca() if ax is None else ax
     start = ds["loss"].isel(save=0)
-    # A run that has arrived is not followed further, so nothing is said below the tolerance.
-    floor = float(ds.attrs.get("tolerance", np.finfo(float).tiny))
     ds = ds.isel(save=np.flatnonzero(ds[clock].values > 0))
-    gap = (ds["gap"] / start).clip(min=floor)
+    gap = (ds["gap"] / start.where(start > 0)).clip(_floor(ds), _CEILING)
+    known = gap.notnull().any("seed").values
+    gap, t = gap.isel(save=known), ds[clock].values[known]
     low, middle, high = (gap.quantile(q, "seed").values for q in (0.25, 0.5, 0.75))
-    t = ds[clock].values
     ax.fill_between(t, low, high, color=colour, alpha=0.2, linewidth=0)
     ax.plot(t, middle, color=colour, label=label, linewidth=1.6)
     ax.set(xscale="log", yscale="log", xlabel="time t" if clock == "time" else "step")
     return ax
+
+
+def _floor(ds: xr.Dataset) -> float:
+    """The tolerance, at which runs stop, or rounding: nothing is said below it."""
+    return float(ds.attrs.get("tolerance", 0)) or float(np.finfo(ds["gap"].dtype).eps)
 
 
 def _is_flow(ds: xr.Dataset) -> bool:
@@ -81,7 +97,17 @@ def convergence(ds: xr.Dataset) -> Figure:
     -------
     matplotlib.figure.Figure
         The figure; save it with `savefig`.
+
+    Raises
+    ------
+    ValueError
+        If `ds` is no dataset or lacks an axis or a probe of a study.
     """
+    _checks.instance("ds", ds, xr.Dataset, "an xarray.Dataset, as bwflow.study.run returns it")
+    missing = {"dynamics", "depth", "bottleneck", "tau", "seed", "loss", "gap"} - set(ds.variables)
+    if missing:
+        lacks = ", ".join(sorted(missing))
+        raise ValueError(f"ds must be what bwflow.study.run returns; it lacks {lacks}.")
     rows = [(d, k) for d in ds["dynamics"].values for k in ds["bottleneck"].values]
     depths = ds["depth"].values
     figure, axes = plt.subplots(
@@ -93,7 +119,7 @@ def convergence(ds: xr.Dataset) -> Figure:
         layout="constrained",
         figsize=(1.2 + 2.9 * len(depths), 0.6 + 1.9 * len(rows)),
     )
-    tolerance = float(ds.attrs.get("tolerance", np.nan))
+    tolerance = float(ds.attrs.get("tolerance", 0))
     for (dynamics, bottleneck), row in zip(rows, axes, strict=True):
         for depth, ax in zip(depths, row, strict=True):
             cell = ds.sel(dynamics=dynamics, depth=depth, bottleneck=bottleneck)
@@ -101,11 +127,127 @@ def convergence(ds: xr.Dataset) -> Figure:
                 gap_bands(
                     cell.sel(tau=tau), ax=ax, label=f"{tau:g}", colour=_COLOURS[i % len(_COLOURS)]
                 )
-            ax.axhline(tolerance, color="0.4", linewidth=0.8, linestyle=":")
-            ax.set_ylim(tolerance / 4, 2)
+            if tolerance:
+                ax.axhline(tolerance, color="0.4", linewidth=0.8, linestyle=":")
+            ax.set_ylim(_floor(ds) / 4, 2)
             ax.set_title(f"{dynamics}, N = {depth}, width {bottleneck}", fontsize=9)
             ax.grid(alpha=0.25, linewidth=0.5)
         row[0].set_ylabel("gap (L - L*) / L(0)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, title="smoothing tau", loc="outside right center", frameon=False)
     return figure
+
+
+# More points than this hide each other and make files large.
+_POINTS = 2000
+
+
+def slices(
+    samples: Mapping[str, ArrayLike],
+    *,
+    planes: Sequence[tuple[int, int]] = ((0, 1),),
+    axes: Sequence[Axes] | None = None,
+) -> Figure:
+    """Sets of samples in planes of two coordinates, a panel per plane.
+
+    Each set has a colour and, in every panel, the ellipse
+    `(x - mean)^T S^{-1} (x - mean) = 4` of its covariance `S` in that plane: two standard
+    deviations in every direction, which hold 86% of a Gaussian. From the eighth set on, colours
+    come again with another dash.
+
+    Parameters
+    ----------
+    samples
+        Label to array with samples in rows, at least two; all of one dimension. Later sets are
+        drawn above earlier ones.
+    planes
+        Pairs of coordinates, counted from 0. For principal axes, multiply samples by eigenvectors.
+    axes
+        Axes to draw into, one per plane; those of a new figure by default.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure; save it with `savefig`.
+
+    Raises
+    ------
+    ValueError
+        If there are no samples or planes, an array is not a finite matrix of at least two rows and
+        as many columns as the others, a plane is not a pair of its columns, or `axes` are not one
+        per plane.
+
+    Notes
+    -----
+    Of sets of more than 2000 samples every k-th is drawn, at most 2000; ellipses are of all.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from bwflow import plotting
+    >>> x = jax.random.normal(jax.random.key(0), (100, 3))
+    >>> figure = plotting.slices({"data": x, "twice": 2 * x}, planes=((0, 1), (0, 2)))
+    >>> [ax.get_ylabel() for ax in figure.axes]
+    ['coordinate 1', 'coordinate 2']
+    """
+    sets = _sample_sets(samples)
+    _check_planes(planes, next(iter(sets.values())).shape[1])
+    if axes is None:
+        size = (0.4 + 3.2 * len(planes), 4.0)
+        panels = plt.subplots(1, len(planes), squeeze=False, layout="constrained", figsize=size)[1]
+        axes = list(panels[0])
+    if len(axes) != len(planes):
+        raise ValueError(f"axes must be one per plane, {len(planes)}; got {len(axes)}.")
+    for plane, ax in zip(planes, axes, strict=True):
+        for index, (label, X) in enumerate(sets.items()):
+            _draw_set(ax, X[:, plane], label, index)
+        ax.set_aspect("equal", adjustable="datalim")
+        ax.set_box_aspect(1)
+        ax.set(xlabel=f"coordinate {plane[0]}", ylabel=f"coordinate {plane[1]}")
+    columns = -(-len(sets) // 3)
+    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
+    return axes[0].figure.figure
+
+
+def _sample_sets(samples: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    _checks.instance("samples", samples, Mapping, "a dict of sets of samples")
+    if not samples:
+        raise ValueError("samples must hold at least one set; got none.")
+    sets = {name: np.asarray(_checks.seen(f"samples[{name!r}]", X)) for name, X in samples.items()}
+    dim = np.shape(next(iter(sets.values())))[-1:]
+    for label, X in sets.items():
+        if X.ndim != 2 or X.shape[0] < 2 or X.shape[1:] != dim:
+            raise ValueError(
+                f"samples must be matrices of two or more rows and one number of columns; "
+                f"{label!r} has shape {X.shape}, the first has {dim[0] if dim else 'no'} columns."
+            )
+        if X.dtype.kind not in "iuf":
+            raise ValueError(f"samples must be real; {label!r} has dtype {X.dtype}.")
+        if not np.all(np.isfinite(X)):
+            raise ValueError(f"samples must be finite; {label!r} holds NaN or infinity.")
+    return {name: X.astype(float) for name, X in sets.items()}
+
+
+def _check_planes(planes: Sequence[tuple[int, int]], dim: int) -> None:
+    _checks.instance("planes", planes, Sequence, "a list of pairs of coordinates")
+    if not planes:
+        raise ValueError("planes must hold at least one pair of coordinates; got none.")
+    for plane in planes:
+        pair = tuple(plane) if np.iterable(plane) else ()
+        if len(pair) != 2 or not all(type(i) is int and 0 <= i < dim for i in pair):
+            raise ValueError(f"planes must be pairs of coordinates below {dim}; got {plane!r}.")
+
+
+def _draw_set(ax: Axes, X: np.ndarray, label: str, index: int) -> None:
+    colour = _COLOURS[index % len(_COLOURS)]
+    dash = ("-", "--", ":", "-.")[index // len(_COLOURS) % 4]
+    shown = X[:: -(-len(X) // _POINTS)]
+    size = np.clip(80 / np.sqrt(len(shown)), 2, 5)
+    ax.plot(*shown.T, "o", color=colour, alpha=0.4, markersize=size, mew=0, rasterized=True)
+    variances, vectors = np.linalg.eigh(np.cov(X, rowvar=False, ddof=0))
+    angle = np.linspace(0, 2 * np.pi, 200)
+    circle = np.stack([np.cos(angle), np.sin(angle)])
+    radii = 2 * np.sqrt(np.maximum(variances, 0))
+    ellipse = X.mean(axis=0)[:, None] + vectors @ (radii[:, None] * circle)
+    # Above the points of every set.
+    ax.plot(*ellipse, dash, color=colour, linewidth=1.4, label=label, zorder=3)

@@ -36,7 +36,7 @@ def summary(ds: xr.Dataset, *, over: str = "seed") -> xr.Dataset:
     Raises
     ------
     ValueError
-        If the dataset lacks a variable or the axis.
+        If `ds` is no dataset, or lacks a variable or the axis.
 
     Examples
     --------
@@ -53,10 +53,9 @@ def summary(ds: xr.Dataset, *, over: str = "seed") -> xr.Dataset:
     >>> int(table["arrived"]), float(table["hit"].sel(quantile=0.5))
     (5, 7.0)
     """
-    missing = {"loss", "gap", "hit", "num_steps", "success"} - set(ds.data_vars)
-    if missing or over not in ds.dims:
-        lacks = ", ".join(sorted(missing)) or f"the axis {over!r}"
-        raise ValueError(f"ds must be a sweep with probes loss and gap; it lacks {lacks}.")
+    _require(ds, ("gap", "hit", "loss", "num_steps", "success"), "a sweep with probes loss and gap")
+    if over not in ds["hit"].dims:
+        raise ValueError(f"ds must be a sweep over {over!r}; it lacks the axis {over!r}.")
     ds = ds.assign({name: ds[name].astype(float) for name in ("gap", "hit")})
     times = _clock(ds)
     end = times.max("save")
@@ -84,7 +83,8 @@ def summary(ds: xr.Dataset, *, over: str = "seed") -> xr.Dataset:
         times,
         ds["gap"].where(ds["success"]),
         ds["hit"],
-        input_core_dims=[["save"], ["save"], []],
+        100 * np.finfo(ds["loss"].dtype).eps * ds["loss"].isel(save=0, drop=True).astype(float),
+        input_core_dims=[["save"], ["save"], [], []],
         output_core_dims=[["fit"]],
         vectorize=True,
     )
@@ -104,9 +104,16 @@ def algebraic_decay(ds: xr.Dataset) -> xr.DataArray:
     flat to fourth order, and the gap falls like `t^{-2N/(2N-1)}`, for one layer too. Under the
     Frobenius loss one layer has such a law at `tau` equal to any eigenvalue, zero included.
     Needs the variable `target_eigenvalues`; where that is missing, the answer is `False`.
+
+    Raises
+    ------
+    ValueError
+        If `ds` is no dataset, or has `target_eigenvalues` and lacks another variable of a study.
     """
+    _require(ds, (), "what bwflow.study.run returns")
     if "target_eigenvalues" not in ds:
         return xr.zeros_like(ds["tau"], dtype=bool) if "tau" in ds.dims else xr.DataArray(False)
+    _require(ds, ("bottleneck", "depth", "tau"), "what bwflow.study.run returns")
     spectrum = ds["target_eigenvalues"]
     index = xr.DataArray(np.arange(spectrum.size), dims="eigenvalue")
     learnable = index < ds["bottleneck"]
@@ -120,8 +127,21 @@ def algebraic_decay(ds: xr.Dataset) -> xr.DataArray:
     return xr.where(ds["depth"] > 1, dies, touches)
 
 
+def _require(ds: xr.Dataset, names: tuple[str, ...], expected: str) -> None:
+    """Refuse what is no dataset or lacks one of the variables."""
+    if not isinstance(ds, xr.Dataset):
+        raise ValueError(f"ds must be an xarray.Dataset, {expected}; got {type(ds).__name__}.")
+    missing = [name for name in names if name not in ds.variables]
+    if missing:
+        raise ValueError(f"ds must be {expected}; it lacks {', '.join(missing)}.")
+
+
 def _clock(ds: xr.Dataset) -> xr.DataArray:
     """Times of flows and steps of descents as one array of floats."""
+    if "time" not in ds.variables:
+        _require(ds, ("step",), "a sweep with times or steps")
+    elif "step" in ds.variables:
+        _require(ds, ("dynamics",), "a sweep of both dynamics")
     clocks = [
         ds[name].astype(float).reset_coords(drop=True)
         for name in ("time", "step")
@@ -142,7 +162,7 @@ def _kaplan_meier(duration: np.ndarray, arrived: np.ndarray) -> np.ndarray:
     return np.where(reached.any(1), cdf.quantiles[reached.argmax(1)], np.inf)
 
 
-def _late_decay(times: np.ndarray, gap: np.ndarray, hit: float) -> np.ndarray:
+def _late_decay(times: np.ndarray, gap: np.ndarray, hit: float, rounding: float) -> np.ndarray:
     """`(-d log gap / dt, d log gap / d log t)` by least squares at the end of one run."""
     seen = np.isfinite(times) & np.isfinite(gap)
     t, g = times[seen], gap[seen]
@@ -150,6 +170,8 @@ def _late_decay(times: np.ndarray, gap: np.ndarray, hit: float) -> np.ndarray:
         # Rows after the hit repeat its state, so the last row has the gap at the hit.
         before = t < hit
         t, g = np.append(t[before], hit), np.append(g[before], g[-1:])
+    elif np.any(g <= rounding):  # without a tolerance runs go on there
+        t, g = t[: np.argmax(g <= rounding)], g[: np.argmax(g <= rounding)]
     t, g = t[g > 0], g[g > 0]
     if t.size < 3:
         return np.full(2, np.nan)

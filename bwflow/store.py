@@ -20,7 +20,8 @@ def write(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
     Raises
     ------
     ValueError
-        If `path` exists and `overwrite` is false, or it exists and is not a Zarr store.
+        If `ds` is no dataset, if `path` exists and `overwrite` is false, or if it exists and is not
+        a Zarr store.
 
     Examples
     --------
@@ -31,13 +32,19 @@ def write(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
     >>> store.read(f"{folder}/store")["x"].values.tolist()
     [1.0, 2.0]
     """
-    path = Path(path)
+    if not isinstance(ds, xr.Dataset):
+        raise ValueError(
+            f"ds must be an xarray.Dataset; got {type(ds).__name__}. A stored sweep is data: the "
+            "dataset that a sweep returned, or that bwflow.study.run made of an Experiment, which "
+            "is a spec of registered names, numbers and small arrays. A closure can be run in "
+            "memory by bwflow.sweep, and the dataset which that returns can be written."
+        )
+    path = _place(path)
+    check_place(path)
     if path.exists() and not overwrite:
         raise ValueError(f"store {path} exists; ask for overwrite to replace it.")
-    if path.exists() and not _is_store(path):
-        raise ValueError(f"{path} is not a Zarr store and is not replaced.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".bwflow-") as folder:
         draft = Path(folder) / "store"
         versions = {name: version(name) for name in _PACKAGES}
         ds.assign_attrs(versions=json.dumps(versions)).to_zarr(
@@ -48,18 +55,52 @@ def write(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
         os.rename(draft, path)
 
 
+def check_place(path: str | Path) -> None:
+    """Refuse, before any long work, a place where `write` could not leave a store.
+
+    Raises
+    ------
+    ValueError
+        If what is at `path` is not a Zarr store, or no folder can be made there.
+    """
+    path = _place(path)
+    try:
+        if path.exists():
+            if not _is_store(path):
+                raise ValueError(f"{path} is not a Zarr store and is not replaced.")
+            return
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+    except OSError as error:
+        raise ValueError(f"store {path} cannot be made: {error.strerror}.") from None
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ValueError(f"store {path} cannot be made: {above} is not a writable folder.")
+
+
 def read(path: str | Path) -> xr.Dataset:
     """Open a store.
 
     Raises
     ------
     ValueError
-        If there is no Zarr store at `path`.
+        If there is no Zarr store at `path`, or it is damaged.
     """
-    if not _is_store(Path(path)):
+    path = _place(path)
+    if not _is_store(path):
         raise ValueError(f"store {path} is not a Zarr store.")
-    return xr.open_zarr(path, consolidated=False).load()
+    try:
+        return xr.open_zarr(path, consolidated=False).load()
+    except Exception as error:  # whatever the layers below make of damaged files
+        raise ValueError(f"store {path} cannot be read: {error}.") from error
+
+
+def _place(path: str | Path) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise ValueError(f"path must be a text or a pathlib.Path; got {path!r}.")
+    return Path(path)
 
 
 def _is_store(path: Path) -> bool:
-    return (path / "zarr.json").is_file()
+    try:
+        return (path / "zarr.json").is_file()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array
@@ -16,7 +15,8 @@ from bwflow import _checks
 from bwflow._trajectory import OUTCOMES, Trajectory
 from bwflow.diagnostics import QUANTITIES
 
-_LARGEST_CHUNK = 256  # runs, where only the memory bounds a chunk
+LARGEST_CHUNK = 256  # runs, where only the memory bounds a chunk
+_RESERVED = ("hit", "num_steps", "reason", "success", "time", "step", "save")
 _LABELS = {
     "time": {"long_name": "time of the gradient flow", "units": "1 / covariance^((N-1)/N)"},
     "step": {"long_name": "number of updates", "units": "1"},
@@ -36,6 +36,7 @@ _LABELS = {
     "save": {"long_name": "index of the record", "units": "1"},
     "layer": {"long_name": "layer j, one-based", "units": "1"},
     "rank": {"long_name": "index of the singular value, one-based", "units": "1"},
+    "eigenvector": {"long_name": "index of the target's eigenvector, one-based", "units": "1"},
 }
 
 
@@ -81,9 +82,10 @@ def sweep(
     Raises
     ------
     ValueError
-        If an axis is empty, repeats a value, or stands in both groups; if the experiment does
-        not return a `Trajectory`; or if a probe has the name of an axis, a dimension or another
-        variable.
+        If there is no traced axis; if an axis is empty, repeats a value, holds NaN, stands in both
+        groups or has the name of a variable; if the experiment does not take the axes as keywords
+        or does not return a `Trajectory`; if a batch size or memory limit is not positive; or if a
+        probe has the name of an axis, a dimension or another variable.
 
     Notes
     -----
@@ -104,18 +106,21 @@ def sweep(
     >>> dict(ds["loss"].sizes)
     {'depth': 2, 'tau': 2, 'seed': 3, 'save': 21}
     """
-    for name, values in (static or {}).items():
-        if isinstance(values, str):
-            raise ValueError(f"axis {name} must be a list of values; got the text {values!r}.")
-    static = {name: list(values) for name, values in (static or {}).items()}
-    traced = {name: jnp.asarray(values) for name, values in traced.items()}
+    for group, axes in (("static", static or {}), ("traced", traced)):
+        _checks.instance(group, axes, Mapping, "a dict of axes")
+    static = {name: _listed(name, values) for name, values in (static or {}).items()}
+    traced = {name: _numbers(name, values) for name, values in traced.items()}
     _check_axes(static, traced)
+    axes = dict.fromkeys([*static, *traced])
+    _checks.function("experiment", experiment, f"the keywords {', '.join(axes)}")
+    _checks.takes("experiment", experiment, f"the keywords {', '.join(axes)}", **axes)
+    _check_memory(memory_limit)
     if batch_size is not None:
         batch_size = _checks.positive_int("batch_size", batch_size)
-    grid = [axis.ravel() for axis in jnp.meshgrid(*traced.values(), indexing="ij")]
+    grid = [axis.ravel() for axis in np.meshgrid(*traced.values(), indexing="ij")]
     combinations = list(itertools.product(*static.values()))
     results = []
-    chunks = math.ceil(grid[0].size / (batch_size or _LARGEST_CHUNK)) * len(combinations)
+    chunks = math.ceil(grid[0].size / (batch_size or LARGEST_CHUNK)) * len(combinations)
     with tqdm(total=chunks, unit="chunk", disable=not progress) as bar:
         for values in combinations:
             fixed = dict(zip(static, values, strict=True))
@@ -132,16 +137,53 @@ def sweep(
     return _label(results, static, traced)
 
 
-def _check_axes(static: Mapping[str, list], traced: Mapping[str, Array]) -> None:
+def _listed(name: str, values: Any) -> list:
+    """The values of a static axis; text is one value, not its letters."""
+    if isinstance(values, (str, bytes)) or not np.iterable(values):
+        raise ValueError(
+            f"axis {name} must be a non-empty list of values; got {_checks.shown(values)}."
+        )
+    return list(values)
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """The values of a traced axis, in the dtype that jax gives them."""
+    array = _checks.seen(f"axis {name}", values)
+    if not _checks.is_concrete(array):
+        raise ValueError(f"axis {name} must hold its values: a sweep cannot be traced.")
+    if array.ndim != 1 or not (array.dtype == bool or _checks.is_real(array.dtype)):
+        raise ValueError(
+            f"axis {name} must be a non-empty list of values, real numbers; "
+            f"got {_checks.shown(values)}."
+        )
+    return np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
+
+
+def _check_memory(limit: Any) -> None:
+    number = isinstance(limit, (int, float, np.integer, np.floating))
+    if isinstance(limit, bool) or not number or not limit > 0:
+        raise ValueError(
+            f"memory_limit must be a positive number of bytes; got {_checks.shown(limit)}."
+        )
+
+
+def _check_axes(static: Mapping[str, list], traced: Mapping[str, np.ndarray]) -> None:
     both = set(static) & set(traced)
     if both:
         raise ValueError(f"axes must be static or traced, not both: {', '.join(sorted(both))}.")
     if not traced:
         raise ValueError("traced must name at least one axis, such as seed.")
     for name, values in {**static, **traced}.items():
-        if (name in traced and np.ndim(values) != 1) or len(values) == 0:
+        if not isinstance(name, str) or name in _RESERVED:
+            raise ValueError(
+                f"an axis must be named by a text other than {', '.join(_RESERVED)}, which the "
+                f"dataset has already; got {name!r}."
+            )
+        if len(values) == 0:
             raise ValueError(f"axis {name} must be a non-empty list of values; got {values!r}.")
         listed = _coordinate(values).tolist() if name in static else np.asarray(values).tolist()
+        if any(x != x for x in listed):
+            raise ValueError(f"axis {name} must not hold NaN; got {listed}.")
         if len(set(listed)) != len(listed):
             raise ValueError(f"axis {name} must not repeat a value; got {listed}.")
 
@@ -165,7 +207,7 @@ def _check_probes(names: Iterable[str], taken: set[str]) -> None:
 
 
 def _map_chunks(
-    run: Callable, grid: list[Array], batch_size: int | None, memory_limit: float, bar: tqdm
+    run: Callable, grid: list[np.ndarray], batch_size: int | None, memory_limit: float, bar: tqdm
 ) -> dict[str, np.ndarray]:
     """The records of all runs of a grid, chunks of one size, the last one padded."""
     count = grid[0].size
@@ -173,23 +215,23 @@ def _map_chunks(
     if batch_size is None:
         size, compiled = _fitted(mapped, grid, memory_limit)
         # The bound may have made the chunks smaller, and more, than was foreseen.
-        bar.total += math.ceil(count / size) - math.ceil(count / _LARGEST_CHUNK)
+        bar.total += math.ceil(count / size) - math.ceil(count / LARGEST_CHUNK)
         bar.refresh()
     else:
         size = batch_size
-        compiled = mapped.lower(*[axis[jnp.arange(size) % count] for axis in grid]).compile()
+        compiled = mapped.lower(*[axis[np.arange(size) % count] for axis in grid]).compile()
     parts = []
     for start in range(0, count, size):
-        index = jnp.minimum(jnp.arange(start, start + size), count - 1)
+        index = np.minimum(np.arange(start, start + size), count - 1)
         parts.append(jax.device_get(compiled(*[axis[index] for axis in grid])))
         bar.update()
     return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
 
 
-def _fitted(mapped: Any, grid: list[Array], memory_limit: float) -> tuple[int, Any]:
+def _fitted(mapped: Any, grid: list[np.ndarray], memory_limit: float) -> tuple[int, Any]:
     """The largest chunk within the memory bound, and its program."""
     count = grid[0].size
-    size = min(count, _LARGEST_CHUNK)
+    size = min(count, LARGEST_CHUNK)
     while True:
         compiled = mapped.lower(*[axis[:size] for axis in grid]).compile()
         usage = compiled.memory_analysis()
@@ -202,7 +244,9 @@ def _fitted(mapped: Any, grid: list[Array], memory_limit: float) -> tuple[int, A
 
 
 def _label(
-    results: list[dict[str, np.ndarray]], static: Mapping[str, list], traced: Mapping[str, Array]
+    results: list[dict[str, np.ndarray]],
+    static: Mapping[str, list],
+    traced: Mapping[str, np.ndarray],
 ) -> xr.Dataset:
     """Records of all combinations as one dense, labelled grid; NaN where a record is shorter."""
     outer = tuple(len(values) for values in static.values())

@@ -4,20 +4,22 @@ The flow is `dW_j/dt = -grad_j` with plain gradients, without a factor 1/2. Each
 closed form or one bisection on a quadrature that is exact to rounding, and shares no code with
 the losses. Loops have a fixed number of steps, so everything may be jitted and vmapped, but do
 not differentiate through the bisections. Where it can be seen, a negative time, eigenvalue or
-smoothing, an array that is not finite or a shape that does not fit is a `ValueError`.
+smoothing, an array that is not finite, a covariance that is none or a shape that does not fit is a
+`ValueError`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, DTypeLike, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from bwflow import _checks
 from bwflow._types import Scalar
+from bwflow.covariances import covariance_matrix
 from bwflow.linalg import full_precision
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
@@ -54,10 +56,11 @@ def linear_flow(W0: ArrayLike, B: ArrayLike, time: ArrayLike) -> Float[Array, "n
      [0. 2.]]
     """
     W0 = _checks.real_array("W0", W0, ndim=2)
-    B = _checks.real_array("B", B, ndim=2).astype(W0.dtype)
+    B = _checks.real_array("B", B, ndim=2)
     if B.shape[0] != W0.shape[0] or B.shape[1] > W0.shape[1]:
         raise ValueError(f"B must be n x m for W0 n x p, p >= m; got {B.shape} and {W0.shape}.")
-    return _linear(W0, B, _checks.scalar("time", time, W0.dtype, minimum=0.0))
+    time = _checks.scalar("time", time, W0.dtype, minimum=0.0)
+    return _linear(W0, B.astype(W0.dtype), time)
 
 
 @jax.jit
@@ -95,12 +98,12 @@ def rank_one_flow(w0: ArrayLike, covariance: ArrayLike, time: ArrayLike) -> Floa
     >>> print(theory.rank_one_flow(jnp.ones(2), jnp.diag(jnp.array([4.0, 1.0])), 9.0).round(3))
     [2. 0.]
     """
-    start = _checks.real_array("w0", w0, ndim=jnp.ndim(w0))
+    start = _checks.real_array("w0", w0)
     if start.shape not in ((start.size,), (start.size, 1)):
         raise ValueError(f"w0 must be a vector or one column; got shape {start.shape}.")
-    Sigma = _square("covariance", covariance, start.size, start.dtype)
+    Sigma = _covariance(covariance, start.size)
     t = _checks.scalar("time", time, start.dtype, minimum=0.0)
-    return _rank_one(start.reshape(-1), Sigma, t).reshape(start.shape)
+    return _rank_one(start.reshape(-1), Sigma.astype(start.dtype), t).reshape(start.shape)
 
 
 @jax.jit
@@ -187,11 +190,8 @@ def aligned_flow(
     [0.5 0.5]
     """
     depth = _checks.positive_int("depth", depth)
-    dtype = _floating_dtype(singular_values)
-    s = _not_negative("singular_values", singular_values, dtype)
-    lam = _not_negative("eigenvalues", eigenvalues, dtype)
-    t, tau = _not_negative("time", time, dtype), _not_negative("tau", tau, dtype)
-    return _aligned(depth, s, lam, t, tau)
+    given = {"singular_values": singular_values, "eigenvalues": eigenvalues}
+    return _aligned(depth, *_elementwise(given | {"time": time, "tau": tau}))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -259,9 +259,8 @@ def scalar_unbalanced_flow(
     >>> print(theory.scalar_unbalanced_flow(0.5, 1.25, 2.25, 0.5).round(3))
     1.44
     """
-    dtype = _floating_dtype(w1)
-    lam, t = _not_negative("eigenvalue", eigenvalue, dtype), _not_negative("time", time, dtype)
-    return _scalar_unbalanced(jnp.asarray(w1, dtype), jnp.asarray(w2, dtype), lam, t)
+    given = {"w1": w1, "w2": w2, "eigenvalue": eigenvalue, "time": time}
+    return _scalar_unbalanced(*_elementwise(given, signed=("w1", "w2")))
 
 
 @jax.jit
@@ -314,8 +313,9 @@ def frobenius_flow(W0: ArrayLike, covariance: ArrayLike, time: ArrayLike) -> Flo
      [0.    0.125]]
     """
     W0 = _checks.real_array("W0", W0, ndim=2)
-    Sigma = _square("covariance", covariance, W0.shape[0], W0.dtype)
-    return _frobenius(W0, Sigma, _checks.scalar("time", time, W0.dtype, minimum=0.0))
+    Sigma = _covariance(covariance, W0.shape[0])
+    time = _checks.scalar("time", time, W0.dtype, minimum=0.0)
+    return _frobenius(W0, Sigma.astype(W0.dtype), time)
 
 
 @jax.jit
@@ -337,20 +337,25 @@ def _frobenius(W0: Float[Array, "n p"], Sigma: Float[Array, "n n"], time: Scalar
     return W @ W.T
 
 
-def _floating_dtype(x: ArrayLike) -> DTypeLike:
-    array = jnp.asarray(x)
-    return array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else jnp.asarray(0.0).dtype
+def _elementwise(
+    given: dict[str, ArrayLike], *, signed: tuple[str, ...] = ()
+) -> Sequence[ArrayLike]:
+    """Arguments as arrays of the first one's dtype; not negative, those with a sign apart."""
+    dtype = getattr(next(iter(given.values())), "dtype", None)
+    dtype = dtype if dtype in (np.float32, np.float64) else float
+    bounds = {name: None if name in signed else 0.0 for name in given}
+    arrays = [_checks.numbers(name, x, dtype, minimum=bounds[name]) for name, x in given.items()]
+    shapes = [array.shape for array in arrays]
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        names, got = ", ".join(given), ", ".join(map(str, shapes))
+        raise ValueError(f"{names} must have shapes that broadcast; got {got}.") from None
+    return arrays
 
 
-def _not_negative(name: str, x: ArrayLike, dtype: DTypeLike) -> Array:
-    array = jnp.asarray(x, dtype)
-    if _checks.is_concrete(array) and not bool(jnp.all(array >= 0)):
-        raise ValueError(f"{name} must not be negative or NaN; got {array}.")
-    return array
-
-
-def _square(name: str, x: ArrayLike, size: int, dtype: DTypeLike) -> Array:
-    array = _checks.real_array(name, x, ndim=2)
+def _covariance(x: ArrayLike, size: int) -> Array:
+    array = covariance_matrix("covariance", x)
     if array.shape != (size, size):
-        raise ValueError(f"{name} must have shape {(size, size)}; got {array.shape}.")
-    return array.astype(dtype)
+        raise ValueError(f"covariance must have shape {(size, size)}; got {array.shape}.")
+    return array

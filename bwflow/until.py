@@ -49,7 +49,8 @@ def gap(
     Raises
     ------
     ValueError
-        If the tolerance is not positive; in the run, if the minimum is not known.
+        If the tolerance is not a positive number or the minimum is no finite one; in the run, if
+        the minimum is not known.
 
     Examples
     --------
@@ -57,6 +58,8 @@ def gap(
     >>> bw.until.gap(1e-6).kind
     'gap'
     """
+    if minimum is not None:
+        minimum = _checks.scalar("minimum", minimum, float)
     return Criterion(_tolerance(tolerance), minimum, "gap", absolute)
 
 
@@ -66,7 +69,7 @@ def gradient_norm(tolerance: ArrayLike, *, absolute: bool = False) -> Criterion:
     Raises
     ------
     ValueError
-        If the tolerance is not positive.
+        If the tolerance is not a positive number.
 
     Examples
     --------
@@ -77,5 +80,12 @@ def gradient_norm(tolerance: ArrayLike, *, absolute: bool = False) -> Criterion:
     return Criterion(_tolerance(tolerance), None, "gradient_norm", absolute)
 
 
-def _tolerance(tolerance: ArrayLike) -> Array:
+def check_until(until: Any) -> None:
+    """Refuse what is neither a criterion nor `None`."""
+    if until is not None:
+        expected = "a criterion of bwflow.until, such as bwflow.until.gap(1e-6)"
+        _checks.instance("until", until, Criterion, expected)
+
+
+def _tolerance(tolerance: ArrayLike) -> ArrayLike:
     return _checks.scalar("tolerance", tolerance, float, positive=True)

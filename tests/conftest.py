@@ -37,3 +37,23 @@ def as_installed():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def nothing_compiled_before():
+    """What an earlier test compiled would not be compiled again, and so not be counted."""
+    jax.clear_caches()
+
+
+@pytest.fixture
+def compilations(nothing_compiled_before):
+    """The programs that are compiled from here on."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)

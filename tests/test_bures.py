@@ -288,35 +288,3 @@ def test_one_program_serves_every_smoothing():
     for tau in (0.0, 0.1, 0.2):
         value(jnp.eye(3), tau)
     assert len(traces) == 1
-
-
-@pytest.mark.parametrize(
-    ("W", "tau", "message"),
-    [
-        (np.ones(3), 0.0, "W must have 2 dimensions"),
-        (np.ones((2, 2)), 0.0, "W must have 3 rows"),
-        (np.ones((3, 3), int), 0.0, "W must be real floating point"),
-        (np.full((3, 3), np.nan), 0.0, "W must be finite"),
-        (np.eye(3), -1.0, "tau must be at least 0.0; got -1.0"),
-        (np.eye(3), np.nan, "tau must be a finite number"),
-    ],
-)
-@pytest.mark.usefixtures("as_installed")
-def test_bad_input_is_refused_by_name(W, tau, message):
-    with pytest.raises(ValueError, match=message):
-        bw.smoothed_bures(W, random_target(0, 3), tau=tau)
-
-
-@pytest.mark.parametrize(
-    ("A", "message"),
-    [
-        (np.ones((2, 3)), "A must be square"),
-        (np.diag([1.0, -0.5]), "A must be positive semi-definite; its smallest eigenvalue is -0.5"),
-        (np.array([[1.0, 0.5], [0.0, 1.0]]), "A must be symmetric"),
-        (np.eye(3), "A and B must have one shape"),
-    ],
-)
-@pytest.mark.usefixtures("as_installed")
-def test_bad_matrices_are_refused_by_name(A, message):
-    with pytest.raises(ValueError, match=message):
-        bw.bures_wasserstein(A, jnp.eye(2))

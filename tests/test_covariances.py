@@ -121,6 +121,107 @@ def test_target_of_samples_is_the_empirical_covariance(samples, ddof):
     assert_close(target.covariance, np.cov(X, rowvar=False, ddof=ddof), by_precision(1e-14, 2e-5))
 
 
+def sampling_error(X):
+    """By the sum of `E^T (I x S + S x I)^+ E / 2` over samples, with `E` their shares of `S`."""
+    X = X - X.mean(axis=0)
+    n, count = X.shape[1], len(X)
+    S = X.T @ X / count
+    lyapunov = np.kron(np.eye(n), S) + np.kron(S, np.eye(n))
+    shares = (np.einsum("ki,kj->kij", X, X) - S).reshape(count, -1) / count
+    return (0.5 * np.sum(shares @ np.linalg.pinv(lyapunov, rcond=1e-12) * shares)) ** 0.5
+
+
+def white(X):
+    """The samples with all variances equal."""
+    U, _, Vt = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)
+    return U @ Vt
+
+
+DATA = {
+    "full rank": lambda: rng(20).laplace(size=(40, 4)),
+    "deficient": lambda: rng(21).laplace(size=(40, 2)) @ rng(22).normal(size=(2, 4)),
+    "few": lambda: rng(23).normal(size=(3, 4)),
+    "repeated": lambda: white(rng(24).laplace(size=(40, 4))),
+    "one coordinate": lambda: rng(25).normal(size=(40, 1)),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_sampling_error_is_the_second_order_term_of_the_distance(name):
+    X = DATA[name]()
+    expected = sampling_error(X)
+    for error in (covariances.sampling_error, jax.jit(covariances.sampling_error)):
+        assert_close(error(device(X)), expected, by_precision(1e-13, 2e-5) * expected)
+    more = covariances.sampling_error(device(X), ddof=1) / expected
+    assert_close(more, (len(X) / (len(X) - 1)) ** 0.5, by_precision(1e-13, 2e-5))
+
+
+LAWS = {
+    "normal": lambda key, shape: jax.random.normal(key, shape),
+    "uniform": lambda key, shape: jax.random.uniform(key, shape, minval=-(3**0.5), maxval=3**0.5),
+    "Laplace": lambda key, shape: jax.random.laplace(key, shape) / 2**0.5,
+}
+
+
+@pytest.mark.parametrize("rows", [3, 5], ids=["full rank", "deficient"])
+@pytest.mark.parametrize("law", LAWS)
+def test_sampling_error_is_the_distance_of_the_sample_covariance_from_the_true_one(law, rows):
+    """Root mean square of 400 distances, within five standard errors and `2 m / N` of bias."""
+    count, redraws = 400, 400
+    A = device(rng(26).normal(size=(rows, 3)) * np.array([2.0, 1.0, 0.3]))
+
+    @jax.jit
+    @jax.vmap
+    def estimated_and_squared(key):
+        X = LAWS[law](key, (count, 3)).astype(A.dtype) @ A.T
+        squared = bw.smoothed_bures(A, bw.Target.from_samples(X, rank=3), tau=0.0)
+        return covariances.sampling_error(X), squared
+
+    estimated, squared = (
+        np.asarray(values, np.float64)
+        for values in estimated_and_squared(jax.random.split(KEY, redraws))
+    )
+    ratio = (estimated**2).mean() / squared.mean()
+    standard_error = squared.std() / squared.mean() / redraws**0.5
+    assert abs(ratio - 1) < 5 * standard_error + 2 * 3 / count
+
+
+@pytest.mark.parametrize("spectrum", [(3.0, 2.0, 1.0), (2.0, 2.0, 0.1)], ids=str)
+def test_sampling_error_of_gaussian_samples_has_a_closed_form(spectrum):
+    """Within 3%; of 20000 samples, the sum of fourth moments has a standard error below 1%."""
+    lam = np.array(spectrum)
+    X = rng(27).normal(size=(20000, 3)) * np.sqrt(lam)
+    squared = (np.outer(lam, lam) / np.add.outer(lam, lam)).sum() + lam.sum() / 2
+    error = float(covariances.sampling_error(device(X)))
+    assert abs(error / (squared / 40000) ** 0.5 - 1) < 0.03
+
+
+def test_covariance_of_signs_has_no_sampling_error():
+    """Of `a` and `-a`, equally often, `x x^T` is constant; rounding leaves nothing negative."""
+    a = rng(28).normal(size=3)
+    X = device(np.concatenate([np.tile(a, (8, 1)), np.tile(-a, (8, 1))]))
+    assert_close(covariances.sampling_error(X), 0.0, 10 * EPS)
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("name", ["full rank", "deficient", "repeated"])
+def test_derivatives_of_the_sampling_error_match_differences(name):
+    """First and second; where the rank is deficient, along samples of the same rank."""
+    X = DATA[name]()
+    D = X @ rng(29).normal(size=(4, 4)) if name == "deficient" else rng(29).normal(size=X.shape)
+    error = covariances.sampling_error
+    slope = jax.jvp(error, (device(X),), (device(D),))[1]
+    h = 1e-5
+    differences = (sampling_error(X + h * D) - sampling_error(X - h * D)) / (2 * h)
+    assert_close(slope, differences, 1e-8)
+    gradient = jax.jit(jax.grad(error))
+    assert_close(np.vdot(gradient(device(X)), D), differences, 1e-8)
+    if name != "deficient":
+        hvp = jax.jvp(gradient, (device(X),), (device(D),))[1]
+        plus, minus = (gradient(device(X + t * D)) for t in (h, -h))
+        assert_close(hvp, (plus - minus) / (2 * h), 1e-7)
+
+
 def test_target_under_jit_is_the_eager_one():
     Sigma = device(covariance(6, (3.0, 2.0, 1.0, 0.0)))
     for rank in (2, 3, None):
@@ -279,7 +380,7 @@ BAD = {
     "negative": (bad(-np.eye(2)), r"positive semi-definite; its smallest eigenvalue is -1 "),
     "NaN": (bad([[1.0, np.nan], [np.nan, 1.0]]), r"Sigma must be finite"),
     "infinite": (bad([[np.inf, 0.0], [0.0, 1.0]]), r"Sigma must be finite"),
-    "complex": (lambda: bw.Target(jnp.eye(2, dtype=complex)), r"real floating point; .*complex"),
+    "complex": (lambda: bw.Target(jnp.eye(2, dtype=complex)), r"real floating point.*complex"),
     "integer": (lambda: bw.Target(jnp.eye(2, dtype=int)), r"Sigma must be real floating .*int"),
     "zero": (bad(np.zeros((2, 2))), r"Sigma must not be zero"),
     "nothing": (lambda: bw.Target(), r"either a covariance Sigma or factor=; got both or none"),
@@ -305,10 +406,18 @@ BAD = {
         lambda: bw.Target.from_samples(jnp.ones((4, 2))),
         r"X must hold samples that",
     ),
+    "error of no samples": (
+        lambda: covariances.sampling_error(jnp.ones((2, 3)), ddof=2),
+        r"X must hold more than ddof=2 samples in its rows.* got 2 samples",
+    ),
+    "error of equal samples": (
+        lambda: covariances.sampling_error(jnp.ones((4, 2))),
+        r"X must hold samples that differ",
+    ),
     "samples vector": (lambda: bw.Target.from_samples(jnp.ones(4)), r"X must have 2 dimensions"),
     "negative spectrum": (
         lambda: covariances.from_spectrum(jnp.array([1.0, -0.5])),
-        r"eigenvalues must be one or more numbers, none negative; got .*-0.5",
+        r"eigenvalues must be one or more numbers, none negative .*; got .*-0.5",
     ),
     "zero spectrum": (lambda: covariances.from_spectrum(jnp.zeros(2)), r"zero"),
     "matrix spectrum": (lambda: covariances.from_spectrum(jnp.eye(2)), r"eigenvalues must have 1 "),
@@ -320,10 +429,10 @@ BAD = {
     ),
     "condition": (
         lambda: covariances.geometric(3, 0.5),
-        r"condition must be .* at least 1; got 0.5",
+        r"condition must be at least 1.0; got 0.5",
     ),
     "step rank": (lambda: covariances.step(3, 4), r"rank must be at most n=3; got 4"),
-    "step low": (lambda: covariances.step(3, 1, -0.1), r"low must lie between 0 and 1; got -0.1"),
+    "step low": (lambda: covariances.step(3, 1, -0.1), r"low must be at least 0.0; got -0.1"),
     "wishart dof": (
         lambda: covariances.wishart(KEY, 3, dof=0),
         r"dof must be a positive integer; got 0",
@@ -334,19 +443,23 @@ BAD = {
     ),
     "random minimum": (
         lambda: covariances.random_spectrum(KEY, 3, minimum=-1.0),
-        r"minimum must be finite and not negative; got -1.0",
+        r"minimum must be at least 0.0; got -1.0",
+    ),
+    "random minimum infinite": (
+        lambda: covariances.random_spectrum(KEY, 3, minimum=float("inf")),
+        r"minimum must be a finite number; got inf",
+    ),
+    "random n": (
+        lambda: covariances.random_spectrum(KEY, 0, rank=1),
+        r"n must be a positive integer; got 0",
     ),
     "sampled": (
         lambda: covariances.random_spectrum(KEY, 3, sampled="roots"),
-        r"sampled must be 'eigenvalues' or 'singular_values'; got 'roots'",
+        r"sampled must be one of eigenvalues, singular_values; got 'roots'",
     ),
     "distribution": (
         lambda: covariances.random_spectrum(KEY, 3, distribution="cauchy"),
-        r"distribution must be one of zipf, uniform, exponential, normal; got 'cauchy'",
-    ),
-    "zipf exponent": (
-        lambda: covariances.random_spectrum(KEY, 3, exponent=1.0),
-        r"exponent must be above 1 for a Zipf law; got 1.0",
+        r"must be one of zipf, ginibre, uniform, exponential, normal; got 'cauchy'",
     ),
 }
 
@@ -398,34 +511,136 @@ def test_spectra_have_the_dtype_asked_for(dtype):
         assert spectrum.dtype == expected
 
 
-@pytest.mark.parametrize("distribution", ["zipf", "uniform", "exponential", "normal"])
-@pytest.mark.parametrize("sampled", ["eigenvalues", "singular_values"])
+SAMPLED = ["eigenvalues", "singular_values"]
+
+
+def random_values(n, distribution, sampled, **options):
+    """A random spectrum in float64, as the values sampled: of singular values the roots."""
+    draw = partial(covariances.random_spectrum, distribution=distribution, sampled=sampled)
+    lam = np.asarray(draw(KEY, n, **options), np.float64)
+    return lam**0.5 if sampled == "singular_values" else lam
+
+
+@pytest.mark.parametrize("distribution", covariances.DISTRIBUTIONS)
+@pytest.mark.parametrize("sampled", SAMPLED)
 def test_random_spectrum_is_ordered_bounded_below_and_padded_with_zeros(distribution, sampled):
     lam = covariances.random_spectrum(
         KEY, 60, distribution=distribution, sampled=sampled, minimum=0.2, rank=50
     )
     lam = np.asarray(lam)
-    assert np.all(np.diff(lam) <= 0)
+    assert np.all(np.diff(lam[:51]) < 0)
     assert np.all(lam[:50] >= lam.dtype.type(0.2))
     assert np.all(lam[50:] == 0)
-    assert len(np.unique(lam[:50])) > 3
 
 
-@pytest.mark.parametrize("distribution", ["zipf", "uniform", "exponential", "normal"])
+@pytest.mark.parametrize("distribution", covariances.DISTRIBUTIONS)
+@pytest.mark.parametrize("sampled", SAMPLED)
+def test_random_spectrum_is_moved_as_a_whole_to_have_the_minimum(distribution, sampled):
+    """Its least eigenvalue is the minimum; differences, of singular values if sampled, stay."""
+    plain = random_values(30, distribution, sampled, rank=20)
+    minimum = 4 * (plain**2 if sampled == "singular_values" else plain)[19] + 0.5
+    lam = covariances.random_spectrum(
+        KEY, 30, distribution=distribution, sampled=sampled, minimum=minimum, rank=20
+    )
+    assert_close(lam[19], minimum, 2 * EPS * minimum)
+    moved = random_values(30, distribution, sampled, minimum=minimum, rank=20)[:20]
+    assert_close(np.diff(moved), np.diff(plain[:20]), 4 * EPS * moved[0])
+    assert np.all(np.diff(moved) < 0)
+
+
+@pytest.mark.parametrize("distribution", covariances.DISTRIBUTIONS)
+def test_a_minimum_that_is_met_moves_nothing(distribution):
+    plain = covariances.random_spectrum(KEY, 30, distribution=distribution, rank=20)
+    again = covariances.random_spectrum(
+        KEY, 30, distribution=distribution, rank=20, minimum=float(plain[19]) * (1 - 2 * EPS)
+    )
+    np.testing.assert_array_equal(plain, again)
+
+
+@pytest.mark.parametrize("distribution", covariances.DISTRIBUTIONS)
+def test_random_spectrum_keeps_the_largest_of_n_values(distribution):
+    every = covariances.random_spectrum(KEY, 30, distribution=distribution)
+    kept = covariances.random_spectrum(KEY, 30, distribution=distribution, rank=7)
+    np.testing.assert_array_equal(kept[:7], every[:7])
+    assert not np.any(kept[7:])
+
+
+@pytest.mark.parametrize("distribution", covariances.DISTRIBUTIONS)
 def test_random_singular_values_are_squared_into_eigenvalues(distribution):
     draw = partial(covariances.random_spectrum, KEY, 40, distribution=distribution)
     roots = np.asarray(draw(sampled="eigenvalues"), np.float64)
     assert_close(draw(sampled="singular_values"), roots**2, TOL * max(1.0, roots.max() ** 2))
 
 
-def test_zipf_frequencies_follow_the_power_of_the_rank():
-    """Of 20000 draws with exponent 2, `k` comes with probability `k^{-2} / zeta(2)`."""
-    lam = np.asarray(covariances.random_spectrum(KEY, 20000, exponent=2.0))
-    for k in range(1, 5):
-        expected = k**-2.0 * 6 / np.pi**2
-        error = (expected * (1 - expected) / 20000) ** 0.5
-        assert abs(np.mean(lam == k) - expected) < 5 * error
-    assert np.all(lam == np.round(lam))
+def assert_mean(draws, mean):
+    """Their mean is the one expected, to 5 standard errors."""
+    assert abs(np.mean(draws) - mean) < 5 * np.std(draws) / len(draws) ** 0.5
+
+
+def many_spectra(count, n, distribution, **options):
+    draw = partial(covariances.random_spectrum, n=n, distribution=distribution, **options)
+    return np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(KEY, count)), np.float64)
+
+
+def test_ginibre_values_are_the_singular_values_of_a_small_gaussian_matrix():
+    """Of size 2: `(R + R') / 2` and `|R - R'| / 2`, with `R^2` exponential of mean 4."""
+    s = many_spectra(20000, 2, "ginibre")
+    assert_mean(s[:, 0], np.pi**0.5)
+    assert_mean(s[:, 0] ** 2, 2 + np.pi / 2)
+    assert_mean(s[:, 1] ** 2, 2 - np.pi / 2)
+    assert_mean(s[:, 0] * s[:, 1], 1.0)
+
+
+def test_ginibre_values_fill_the_quarter_circle():
+    """Of `s / sqrt(n)` for large n: `s^2` has mean 1, `s^4` mean 2, `s` mean 8 / (3 pi)."""
+    s = np.asarray(covariances.random_spectrum(KEY, 400, distribution="ginibre"), np.float64) / 20
+    for power, moment in ((1, 8 / (3 * np.pi)), (2, 1.0), (4, 2.0)):
+        assert abs((s**power).mean() / moment - 1) < 0.02
+    assert abs(s[0] - 2) < 0.1
+
+
+def test_zipf_values_of_a_small_spectrum_have_their_law():
+    """Of two values the least is 1/2, and their difference `|g / 2 + z_1 - z_2|`."""
+    lam = many_spectra(20000, 2, "zipf")
+    np.testing.assert_array_equal(lam[:, 1], 0.5)
+    # The mean square of the largest singular value of a 2 x 2 Gaussian is 2 + pi / 2.
+    assert_mean((lam[:, 0] - 0.5) ** 2, (2 + np.pi / 2) / 4 + 2)
+
+
+def test_zipf_values_follow_the_inverse_of_their_index_up_to_noise():
+    """`lambda_i - lambda_j = g (1/i - 1/j) + N(0, 2)` while `g` is large, and `g ~ 2 sqrt(n)`."""
+    n, count = 400, 50
+    lam = many_spectra(count, n, "zipf")
+    assert_close(lam[:, -1], np.full(count, 1 / n), 2 * EPS)
+    first, second = lam[:, 0] - lam[:, 1], lam[:, 1] - lam[:, 2]
+    assert_mean(first - 3 * second, 0.0)
+    assert abs(2 * first.mean() / (2 * n**0.5) - 1) < 0.05
+    i = np.arange(1, n + 1)
+    variance = 1 - 1 / n + 4 * n * np.var(1 / i)
+    assert abs(lam.var(axis=1).mean() / variance - 1) < 0.05
+
+
+def test_zipf_spectrum_of_one_value_is_one():
+    assert_close(covariances.random_spectrum(KEY, 1), np.ones(1), 0.0)
+
+
+@pytest.mark.parametrize("distribution", covariances.DISTRIBUTIONS)
+def test_float32_spectra_do_not_depend_on_whether_float64_is_enabled(distribution):
+    drawn = []
+    for enabled in (False, True):
+        with jax.enable_x64(enabled):
+            draw = partial(covariances.random_spectrum, distribution=distribution, minimum=0.1)
+            drawn.append(np.asarray(draw(jax.random.key(2), 6, rank=4, dtype=jnp.float32)))
+    assert drawn[0].dtype == drawn[1].dtype == np.float32
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_random_spectra_are_mapped_over_keys_and_minima():
+    draw = partial(covariances.random_spectrum, n=5, rank=3)
+    keys, minima = jax.random.split(KEY, 3), jnp.array([0.0, 0.5, 9.0])
+    mapped = jax.jit(jax.vmap(lambda key, minimum: draw(key, minimum=minimum)))(keys, minima)
+    for lam, key, minimum in zip(mapped, keys, minima, strict=True):
+        assert_close(lam, draw(key, minimum=minimum), 20 * TOL)
 
 
 @pytest.mark.parametrize(

@@ -170,20 +170,3 @@ def test_descent_is_differentiable_in_both_modes():
     expected = (final(0.05 + h) - final(0.05 - h)) / (2 * h)
     assert_close(jax.grad(final)(0.05), expected, by_precision(1e-8, 2e-3))
     assert_close(jax.jvp(final, (0.05,), (1.0,))[1], expected, by_precision(1e-8, 2e-3))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"num_steps": 0}, "num_steps must be a positive integer; got 0"),
-        ({"num_steps": 1.5}, "num_steps must be a positive integer; got 1.5"),
-        ({"save_every": -1}, "save_every must be a positive integer; got -1"),
-        ({"params": (np.eye(3), np.ones((3, 2)))}, "factors must chain"),
-        ({"params": (np.ones((2, 2)),)}, "W must have 3 rows"),
-    ],
-)
-@pytest.mark.usefixtures("as_installed")
-def test_bad_input_is_refused_by_name(change, message):
-    arguments = {"params": FACTORS, "optimizer": SGD, "num_steps": 1} | change
-    with pytest.raises(ValueError, match=message):
-        bw.gradient_descent(LOSS, **arguments)

@@ -99,7 +99,7 @@ def test_gradient_norm_is_that_of_the_layer_gradients(recorded):
 def test_spectral_quantities_are_those_of_the_svd(recorded):
     factors, values = recorded
     s = np.linalg.svd(numpy_point(factors)[1], compute_uv=False)
-    p = s**2 / np.sum(s**2)
+    p = s / np.sum(s)
     assert_close(values["singular_values"], s, ROUNDING)
     assert_close(values["effective_rank"], np.prod(p**-p), 10 * ROUNDING)
     rank = np.linalg.matrix_rank(np.diag(s), tol=by_precision(1e-8, 3e-4) * s[0])
@@ -162,6 +162,78 @@ def test_effective_rank_of_equal_singular_values_is_their_number():
     assert_close(values["effective_rank"], 3.0, ROUNDING)
 
 
+def test_effective_rank_is_the_exponential_of_the_entropy_of_the_singular_values():
+    """Of 2, 1 and 1 the entropy is that of three coin tosses: `log 2^{3/2}`; not of 4, 1 and 1."""
+    values = diagnostics.record("effective_rank")(LOSS, (jnp.diag(jnp.array([1.0, 2.0, 1.0])),))
+    assert_close(values["effective_rank"], 2**1.5, ROUNDING)
+
+
+def test_cosines_are_those_of_all_eigenvectors_and_left_singular_vectors(recorded):
+    """Up to the sign of each column; the alignment is the diagonal of their absolute values."""
+    factors, values = recorded
+    _, W, _ = numpy_point(factors)
+    U, s, _ = np.linalg.svd(W, full_matrices=False)
+    Q = np.linalg.eigh(np.asarray(TARGET.covariance, np.float64))[1][:, ::-1]
+    expected = np.abs(Q.T @ U) * (s > 1e-6 * s[0])
+    tolerance = by_precision(1e-11, 3e-4)
+    assert_close(np.abs(values["cosines"]), expected, tolerance)
+    assert_close(np.abs(np.diagonal(values["cosines"])), values["alignment"], tolerance)
+    # The columns are orthonormal, signs and all, up to the rank.
+    C = np.asarray(values["cosines"], np.float64)
+    assert_close(C.T @ C, np.diag((s > 1e-6 * s[0]).astype(float)), tolerance)
+
+
+def test_cosines_of_a_rotated_network_are_the_rotation():
+    """In the plane of the first and the last eigenvector, and none with a direction missing."""
+    c, s = np.cos(0.4), np.sin(0.4)
+    R = np.array([[c, -s], [0.0, 0.0], [s, c]])
+    W = jnp.asarray(np.asarray(TARGET.eigenvectors) @ (R * np.array([3.0, 2.0])), dtype=float)
+    cosines = np.asarray(diagnostics.record("cosines")(LOSS, (W,))["cosines"])
+    assert cosines.shape == (3, 2)
+    signs = np.sign(cosines[2])
+    assert_close(cosines * signs[None, :], R, by_precision(1e-13, 1e-5))
+    cut = np.asarray(TARGET.eigenvectors) @ (R * np.array([3.0, 0.0]))
+    cosines = diagnostics.record("cosines")(LOSS, (jnp.asarray(cut, dtype=float),))["cosines"]
+    assert not np.any(cosines[:, 1])
+    assert_close(np.linalg.norm(cosines[:, 0]), 1.0, by_precision(1e-13, 1e-5))
+
+
+def test_cosines_have_a_row_for_each_eigenvector_of_a_target_of_low_rank():
+    target = bw.Target(TARGET.covariance, rank=2)
+    loss = bw.losses.BuresWasserstein(target, TAU)
+    values = diagnostics.record("cosines", "alignment")(loss, gaussian_factors(0, (4, 3)))
+    assert values["cosines"].shape == (2, 3)
+    diagonal = np.abs(np.diagonal(values["cosines"]))
+    assert_close(diagonal, values["alignment"], by_precision(1e-13, 1e-5))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("tau", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize("widths", [*WIDTHS, (2, 3), (3, 1, 4, 3)], ids=str)
+def test_eigenvalue_errors_are_those_of_what_the_bottleneck_lets_be_learnt(widths, tau, rank):
+    """`sigma_i^2 - (lambda_i - tau)_+`, nothing wanted beyond bottleneck and target's rank."""
+    factors = gaussian_factors(0, widths)
+    loss = bw.losses.BuresWasserstein(bw.Target(TARGET.covariance, rank=rank), tau)
+    values = diagnostics.record("eigenvalue_errors", "singular_values")(loss, factors)
+    entries = min(widths[0], widths[-1])
+    lam = np.linalg.eigvalsh(np.asarray(TARGET.covariance, np.float64))[::-1][:entries]
+    wanted = np.maximum(lam - tau, 0.0) * (np.arange(entries) < min(rank, *widths))
+    squares = np.linalg.eigvalsh(numpy_point(factors)[2])[::-1][:entries]
+    assert values["eigenvalue_errors"].shape == values["singular_values"].shape == (entries,)
+    assert_close(values["eigenvalue_errors"], squares - wanted, ROUNDING)
+
+
+@pytest.mark.parametrize("loss", [bw.losses.BuresWasserstein, bw.losses.Frobenius])
+@pytest.mark.parametrize("tau", [0.0, 0.05])
+def test_residual_is_the_norm_of_what_is_missing_of_the_target(loss, tau):
+    """For every loss that has a target and a smoothing."""
+    factors = gaussian_factors(0, (3, 2, 3))
+    value = diagnostics.record("residual")(loss(TARGET, tau), factors)["residual"]
+    _, _, S = numpy_point(factors)
+    missing = S + tau * np.eye(3) - np.asarray(TARGET.covariance, np.float64)
+    assert_close(value, np.linalg.norm(missing), ROUNDING)
+
+
 def test_an_aligned_network_has_alignment_one():
     """The left singular vectors are the eigenvectors, up to sign and in order."""
     Q = np.asarray(TARGET.eigenvectors) * np.array([1.0, -1.0, 1.0])
@@ -184,12 +256,13 @@ def test_gap_and_distances_vanish_at_the_optimum(depth, tau):
     """The smallest eigenvalue is 0.1 and the middle one 0.316, so `tau` outgrows them in turn."""
     factors = network_at(np.asarray(landscape.minimizer(TARGET, 3, tau=tau), np.float64), depth)
     loss = bw.losses.BuresWasserstein(TARGET, tau)
-    names = ("gap", "distance_frobenius", "distance_bures", "gradient_norm")
+    names = ("gap", "distance_frobenius", "distance_bures", "gradient_norm", "eigenvalue_errors")
     values = diagnostics.record(*names)(loss, factors)
     assert_close(values["gap"], 0.0, by_precision(1e-13, 1e-5))
     assert_close(values["distance_frobenius"], 0.0, by_precision(1e-13, 1e-5))
     assert_close(values["distance_bures"], 0.0, by_precision(1e-7, 2e-3))
     assert_close(values["gradient_norm"], 0.0, by_precision(1e-7, 5e-3))
+    assert_close(values["eigenvalue_errors"], np.zeros(3), by_precision(1e-13, 1e-5))
 
 
 def test_unknown_quantities_are_refused_with_those_that_exist():
@@ -199,7 +272,14 @@ def test_unknown_quantities_are_refused_with_those_that_exist():
 
 @pytest.mark.parametrize(
     ("name", "attribute"),
-    [("gap", "minimum"), ("alignment", "target"), ("distance_bures", "tau")],
+    [
+        ("gap", "minimum"),
+        ("alignment", "target"),
+        ("cosines", "target"),
+        ("eigenvalue_errors", "target"),
+        ("residual", "tau"),
+        ("distance_bures", "tau"),
+    ],
 )
 def test_plain_losses_are_refused_where_their_optimum_is_asked_for(name, attribute):
     plain = Partial(bw.smoothed_bures, target=TARGET, tau=0.1)
@@ -244,10 +324,27 @@ class Product(eqx.Module):
 def test_named_quantities_follow_another_factorization():
     """The same matrices read as `L R^T` and as two layers move alike and are probed alike."""
     R, L = (np.asarray(W) for W in gaussian_factors(0, (3, 2, 3)))
-    names = ("loss", "gap", "gradient_norm", "singular_values", "distance_bures")
+    names = ("loss", "gap", "gradient_norm", "eigenvalue_errors", "residual", "distance_bures")
     options = {"num_steps": 3, "probe": diagnostics.record(*names)}
     deep = bw.gradient_descent(LOSS, (jnp.asarray(R), jnp.asarray(L)), optax.sgd(0.1), **options)
     params = {"L": jnp.asarray(L), "R": jnp.asarray(R.T)}
     other = bw.gradient_descent(LOSS, params, optax.sgd(0.1), factorization=Product(), **options)
     for name in names:
         assert_close(other.probes[name], deep.probes[name], 10 * ROUNDING)
+
+
+def test_a_factorization_without_a_bottleneck_has_that_of_its_matrix():
+    """What a factorization has to offer is `assemble` and `pullback`."""
+
+    class Symmetric:
+        def assemble(self, params):
+            return params["X"] + params["X"].T
+
+        def pullback(self, params, G):
+            return {"X": G + G.T}
+
+    start = {"X": jnp.eye(2) / 4}
+    loss = bw.losses.BuresWasserstein(bw.Target(jnp.diag(jnp.array([4.0, 1.0]))), 0.0)
+    run = bw.gradient_descent(loss, start, optax.sgd(0.1), num_steps=100, factorization=Symmetric())
+    assert_close(run.factors["X"], np.diag([1.0, 0.5]), by_precision(1e-12, 1e-5))
+    assert_close(run.probes["gap"][-1], np.zeros(()), by_precision(1e-12, 1e-5))

@@ -202,6 +202,66 @@ def test_linear_widths_fall_to_the_bottleneck_and_rise_to_the_output(depth, n, l
     assert np.abs(np.array(widths) - np.concatenate([down, up[1:]])).max() <= 0.5
 
 
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.3])
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+def test_samples_have_mean_zero_and_the_smoothed_covariance(widths, tau):
+    """Of 20000 samples, within five standard errors."""
+    factors, matrices = network(widths)
+    x = np.asarray(bw.sample(factors, KEY, 20000, tau=tau), np.float64)
+    assert x.shape == (20000, widths[-1])
+    W = chain(matrices, widths[0])
+    S = W @ W.T + tau * np.eye(widths[-1])
+    variance = np.diag(S)
+    assert np.all(np.abs(x.mean(axis=0)) < 5 * (variance / 20000) ** 0.5)
+    error = ((np.outer(variance, variance) + S**2) / 20000) ** 0.5
+    assert np.all(np.abs(x.T @ x / 20000 - S) < 5 * error)
+
+
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+def test_one_key_gives_every_network_the_same_latent_samples(widths):
+    """The identity shows them; the noise is what smoothing adds to any network."""
+    factors, matrices = network(widths)
+    z = np.asarray(bw.sample((jnp.eye(widths[0]),), KEY, 50), np.float64)
+    x = np.asarray(bw.sample(factors, KEY, 50), np.float64)
+    assert_close(x, z @ chain(matrices, widths[0]).T, TOL)
+    silent = tuple(jnp.zeros_like(W) for W in factors)
+    noise = np.asarray(bw.sample(silent, KEY, 50, tau=1.0), np.float64)
+    assert_close(bw.sample(factors, KEY, 50, tau=0.25), x + noise / 2, TOL)
+
+
+def test_noise_is_independent_of_the_latent_samples():
+    """No correlation among 20000 samples, within five standard errors."""
+    z = np.asarray(bw.sample((jnp.eye(3),), KEY, 20000), np.float64)
+    noise = np.asarray(bw.sample((jnp.zeros((3, 3)),), KEY, 20000, tau=1.0), np.float64)
+    assert np.abs(z.T @ noise / 20000).max() < 5 * 20000**-0.5
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.3])
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+def test_gradient_of_samples_in_the_factors_holds_the_latent_samples_fixed(widths, tau):
+    """`<C, X>` has the gradient `C^T Z` in the end-to-end matrix; at `tau = 0` too."""
+    factors, matrices = network(widths)
+    C = np.random.default_rng(2).normal(size=(5, widths[-1]))
+    weights = jnp.asarray(C, dtype=float)
+    pulled = jax.grad(lambda f: jnp.sum(weights * bw.sample(f, KEY, 5, tau=tau)))(factors)
+    Z = np.asarray(bw.sample((jnp.eye(widths[0]),), KEY, 5), np.float64)
+    for actual, expected in zip(pulled, layer_gradients(matrices, C.T @ Z), strict=True):
+        assert_close(actual, expected, TOL)
+
+
+def test_samples_are_mapped_over_keys_and_their_number_is_static():
+    factors, _ = network((3, 4, 2))
+    keys = jax.random.split(KEY, 3)
+    draw = jax.jit(jax.vmap(lambda key, tau: bw.sample(factors, key, 7, tau=tau), (0, None)))
+    mapped = draw(keys, 0.2)
+    for key, x in zip(keys, mapped, strict=True):
+        assert_close(x, bw.sample(factors, key, 7, tau=0.2), TOL)
+    assert np.abs(np.asarray(mapped[0] - mapped[1])).max() > 0.1
+
+
 ONE = jnp.ones((2, 3))
 BAD = {
     "empty tuple": (lambda: bw.factors.widths(()), r"factors must be a non-empty tuple of matric"),
@@ -218,9 +278,22 @@ BAD = {
         lambda: bw.factors.partial_products((ONE, ONE)),
         r"factors must chain",
     ),
+    "no chain, sample": (lambda: bw.sample((ONE, ONE), KEY, 1), r"factors must chain"),
+    "no samples": (
+        lambda: bw.sample((ONE,), KEY, 0),
+        r"n must be a positive integer; got 0",
+    ),
+    "negative smoothing": (
+        lambda: bw.sample((ONE,), KEY, 1, tau=-0.5),
+        r"tau must be at least 0.0; got -0.5",
+    ),
+    "infinite smoothing": (
+        lambda: bw.sample((ONE,), KEY, 1, tau=float("inf")),
+        r"tau must be a finite number; got inf",
+    ),
     "too few widths": (
         lambda: bw.factors.zero_pad((ONE,), (3,)),
-        r"new_widths must be 2 numbers, none below \(3, 2\); got \(3,\)",
+        r"new_widths must have at least two entries .* got \(3,\)",
     ),
     "shrinking": (
         lambda: bw.factors.zero_pad((ONE,), (3, 1)),
@@ -241,6 +314,15 @@ BAD = {
         r"latent must be a positive integer; got 0",
     ),
 }
+
+
+def test_arguments_of_another_kind_are_refused_by_sample(as_installed):
+    with pytest.raises(ValueError, match=r"n must be a positive integer; got 2.5"):
+        bw.sample((ONE,), KEY, 2.5)
+    with pytest.raises(ValueError, match=r"key must be one random key"):
+        bw.sample((ONE,), 0, 2)
+    with pytest.raises(ValueError, match=r"factors\[0\] must be real floating point"):
+        bw.sample((jnp.ones((2, 3), int),), KEY, 2)
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -250,24 +250,3 @@ def test_reverse_and_forward_derivatives_through_the_flow():
     forward = jax.jvp(lambda tau: final(tau, diffrax.ForwardMode()), (0.02,), (1.0,))[1]
     assert_close(jax.grad(final)(0.02), expected, by_precision(1e-6, 2e-3))
     assert_close(forward, expected, by_precision(1e-6, 2e-3))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"times": [0.0]}, "times must be at least two"),
-        ({"times": [0.0, 1.0, 1.0]}, "times must be strictly increasing"),
-        ({"times": [0.0, np.nan]}, "times must be strictly increasing"),
-        ({"rtol": 0.0}, "rtol must be positive; got 0.0"),
-        ({"atol": -1.0}, "atol must be positive; got -1.0"),
-        ({"max_steps": 0}, "max_steps must be a positive integer; got 0"),
-        ({"solver": diffrax.Euler()}, "dt0 must be given: Euler"),
-        ({"params": (np.eye(3), np.ones((3, 2)))}, "factors must chain"),
-        ({"params": ()}, "factors must be a non-empty tuple"),
-    ],
-)
-@pytest.mark.usefixtures("as_installed")
-def test_bad_input_is_refused_by_name(change, message):
-    arguments = {"params": FACTORS, "times": TIMES, **TOLERANCES} | change
-    with pytest.raises(ValueError, match=message):
-        bw.gradient_flow(LOSS, **arguments)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from helpers import assert_close, by_precision, random_target
 
 import bwflow as bw
@@ -43,7 +44,10 @@ def assert_balanced(factors, atol=TOL):
 
 LAWS = [
     ("gaussian", {}, lambda a, b: (1 / a, 3.0)),
+    ("gaussian", {"gamma": 0.3}, lambda a, b: (a**-0.3, 3.0)),
+    ("gaussian", {"gamma": -0.5}, lambda a, b: (a**0.5, 3.0)),
     ("gaussian", {"std": 0.3}, lambda a, b: (0.09, 3.0)),
+    ("gaussian", {"std": 0.3, "gamma": 2.0}, lambda a, b: (0.09, 3.0)),
     ("uniform", {}, lambda a, b: (1 / a, 1.8)),
     ("uniform", {"bound": 0.6}, lambda a, b: (0.12, 1.8)),
     ("xavier_normal", {}, lambda a, b: (2 / (a + b), 3.0)),
@@ -74,6 +78,17 @@ def test_layers_have_their_law_and_are_independent(name, options, law):
     first, second = (np.asarray(W, np.float64).ravel() for W in factors)
     correlation = np.corrcoef(first, second[: first.size])[0, 1]
     assert abs(correlation) < 5 * first.size**-0.5
+
+
+@pytest.mark.parametrize("gamma", [-1.0, 0.0, 0.5, 1.0, 3.0])
+def test_gaussian_layers_are_standard_normals_times_a_power_of_their_fan_in(gamma):
+    """`std_j = d_{j-1}^{-gamma/2}`, over the draws of standard deviation 1."""
+    widths = (4, 7, 1, 9)
+    standard = initializers.gaussian(1.0)(KEY, widths)
+    scaled = initializers.gaussian(gamma=gamma)(KEY, widths)
+    for W, Z, fan_in in zip(scaled, standard, widths, strict=False):
+        factor = fan_in ** (-gamma / 2)
+        assert_close(W, factor * np.asarray(Z, np.float64), 8 * EPS * factor)
 
 
 @pytest.mark.parametrize("name", sorted(INITIALIZERS))
@@ -149,6 +164,51 @@ def test_balanced_layers_have_the_nth_roots_of_the_singular_values(widths):
         layer = singular_values(W)
         assert_close(layer[:r], root, TOL)
         assert_close(layer[r:], np.zeros(layer.size - r), TOL)
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("init", [initializers.gaussian(), initializers.orthogonal()])
+def test_rebalanced_layers_multiply_to_the_product_of_the_drawn_network(widths, init):
+    """Nothing is cut, whatever the bottleneck, and every layer has the roots `s^{1/N}`."""
+    drawn = 0.3 * product(init(KEY, widths))
+    factors = initializers.rebalanced(init, scale=0.3)(KEY, widths)
+    assert bw.factors.widths(factors) == widths
+    assert_close(product(factors), drawn, TOL)
+    assert_balanced(factors)
+    root = singular_values(drawn)[: min(widths)] ** (1 / (len(widths) - 1))
+    for W in factors:
+        assert_close(singular_values(W)[: root.size], root, 2 * TOL)
+
+
+def test_rebalanced_and_balanced_agree_for_one_layer_and_for_no_other():
+    for widths in ((4, 3), (3, 3, 3)):
+        one, other = (f()(KEY, widths) for f in (initializers.balanced, initializers.rebalanced))
+        assert (len(widths) == 2) == np.array_equal(product(one), product(other))
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_rebalanced_singular_values_spread_exponentially_with_depth(depth):
+    """`|det W|^2` is the product of chi-squared variables of 1 to n degrees, one set per layer."""
+    n, count = 3, 4000
+    init = initializers.rebalanced()
+    draw = jax.jit(jax.vmap(lambda key: bw.end_to_end(init(key, (n,) * (depth + 1)))))
+    W = np.asarray(draw(jax.random.split(KEY, count)), np.float64)
+    logs = 2 * np.linalg.slogdet(W)[1]
+    half = np.arange(1, n + 1) / 2
+    mean = depth * np.sum(scipy.special.digamma(half) + np.log(2 / n))
+    variance = depth * np.sum(scipy.special.polygamma(1, half))
+    assert abs(logs.mean() - mean) < 5 * (variance / count) ** 0.5
+    assert abs(logs.var() / variance - 1) < 0.2
+
+
+def test_rebalanced_cuts_to_the_rank_and_raises_to_the_minimum():
+    widths = (6, 5, 4, 6)
+    drawn = product(initializers.gaussian()(KEY, widths))
+    U, s, Vt = np.linalg.svd(drawn)
+    floor = 1.5 * s[2]
+    factors = initializers.rebalanced(rank=3, min_singular_value=floor)(KEY, widths)
+    assert_close(product(factors), (U[:, :3] * np.maximum(s[:3], floor)) @ Vt[:3], TOL)
+    assert_balanced(factors)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 7])
@@ -288,6 +348,63 @@ def test_near_target_start_at_radius_zero_attains_the_minimum():
     assert_close(loss, np.asarray(bw.landscape.minimum(target, 3)), 20 * EPS)
 
 
+@pytest.mark.parametrize(("widths", "rank"), NEAR)
+@pytest.mark.parametrize("tau", [0.05, 0.3, 2.0])
+def test_near_target_starts_near_the_smoothed_optimum(widths, rank, tau):
+    """`BW(W W^T, S*) <= d`, `L^{1/2} <= L*^{1/2} + d` and `sigma_k >= (l_k - tau)_+^{1/2} - d`.
+
+    With `d = radius l_k^{1/2}`. The eigenvalues are 1, 0.464, 0.215 and 0.1.
+    """
+    target = bw.Target(random_target(5, 4).covariance, rank=rank)
+    k = min(*widths, rank)
+    lam = np.asarray(target.eigenvalues[:k], np.float64)
+    lowered = np.maximum(lam - tau, 0.0)
+    vectors = np.asarray(target.eigenvectors[:, :k], np.float64)
+    root = vectors * lowered**0.5
+    least = float(bw.landscape.minimum(target, min(widths), tau=tau)) ** 0.5
+    init = initializers.near_target
+    draw = jax.jit(jax.vmap(lambda key, radius: init(target, radius=radius, tau=tau)(key, widths)))
+    radii = np.repeat([0.0, 0.5, 0.95], 4)
+    batch = draw(jax.random.split(KEY, radii.size), jnp.asarray(radii, dtype=float))
+    rounding = by_precision(1e-12, 1e-5)
+    for i, radius in enumerate(radii):
+        factors = [W[i] for W in in_float64(batch)]
+        assert_balanced(factors, 4 * TOL)
+        W, distance = product(factors), radius * lam[-1] ** 0.5
+        squared = (W**2).sum() + (root**2).sum() - 2 * singular_values(root.T @ W).sum()
+        assert squared <= distance**2 + rounding
+        loss = float(bw.smoothed_bures(jnp.asarray(W, dtype=float), target, tau=tau))
+        assert max(loss, 0.0) ** 0.5 <= least + distance + rounding**0.5
+        assert singular_values(W)[k - 1] >= lowered[-1] ** 0.5 - distance - rounding
+        if k == 4 and tau <= lam[-1]:
+            margin = lam[-1] ** 0.5 - max(loss, 0.0) ** 0.5
+            assert margin >= (1 - radius) * lam[-1] ** 0.5 - rounding**0.5
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.05, 0.3, 2.0])
+def test_near_target_start_at_radius_zero_is_the_smoothed_optimum(tau):
+    target = random_target(6, 5)
+    W = product(initializers.near_target(target, radius=0.0, tau=tau)(KEY, (4, 3, 5)))
+    assert_close(W @ W.T, np.asarray(bw.landscape.minimizer(target, 3, tau=tau)), TOL)
+
+
+def test_near_target_maps_over_smoothings_and_has_a_slope_in_them():
+    """`-Omega diag((lambda - tau)^{-1/2} / 2) V^T`; directions below the smoothing stand still."""
+
+    def start(tau, radius=0.5):
+        init = initializers.near_target(TARGET, radius=radius, tau=tau)
+        return bw.end_to_end(init(KEY, (3, 3, 3)))
+
+    taus = [0.0, 0.3, 0.7, 3.0]
+    values, slopes = jax.vmap(lambda tau: jax.jvp(start, (tau,), (jnp.ones(()),)))(jnp.array(taus))
+    lam = np.array([2.0, 1.0, 0.5])
+    omega_v = np.asarray(start(0.0, radius=0.0), np.float64) / lam[:, None] ** 0.5
+    for i, tau in enumerate(taus):
+        assert_close(values[i], start(tau), TOL)
+        rates = np.where(lam > tau, 0.5 * np.abs(lam - tau) ** -0.5, 0.0)
+        assert_close(slopes[i], -rates[:, None] * omega_v, by_precision(1e-11, 1e-4))
+
+
 def test_near_target_rotates_the_latent_space_at_random():
     """`W^T W` has mean `tr / p` times the identity over keys: no direction is preferred."""
     target = random_target(7, 3)
@@ -311,7 +428,9 @@ INITS = {
     "kaiming_uniform": initializers.kaiming_uniform,
     "orthogonal": lambda: initializers.orthogonal(0.3),
     "identity": lambda: initializers.identity(0.3),
+    "gaussian_gamma": lambda: initializers.gaussian(gamma=0.4),
     "balanced": lambda: initializers.balanced(scale=0.3, min_singular_value=0.1),
+    "rebalanced": lambda: initializers.rebalanced(scale=0.3, min_singular_value=0.1),
     "low_rank": lambda: initializers.low_rank(2, scale=0.3),
     "near_target": lambda: initializers.near_target(random_target(8, 4)),
 }
@@ -320,7 +439,7 @@ INITS = {
 @pytest.mark.parametrize("name", sorted(INITS))
 def test_dtype_is_the_one_asked_for_and_float_the_default(name):
     init = INITS[name]()
-    for dtype in (jnp.float32, float, np.float64, "float32"):
+    for dtype in (jnp.float32, float, "float32", by_precision(np.float64, np.float32)):
         expected = jax.dtypes.canonicalize_dtype(dtype)
         assert all(W.dtype == expected for W in init(KEY, (3, 4, 4), dtype))
     assert all(W.dtype == by_precision(jnp.float64, jnp.float32) for W in init(KEY, (3, 4, 4)))
@@ -348,11 +467,15 @@ SCALED = {
     "kaiming_uniform": initializers.kaiming_uniform,
     "orthogonal": initializers.orthogonal,
     "identity": initializers.identity,
+    "gaussian_gamma": lambda gamma: initializers.gaussian(gamma=gamma),
     "balanced": lambda scale: initializers.balanced(scale=scale),
+    "rebalanced": lambda scale: initializers.rebalanced(scale=scale),
+    "rebalanced_inner": lambda gamma: initializers.rebalanced(initializers.gaussian(gamma=gamma)),
     "balanced_floor": lambda floor: initializers.balanced(min_singular_value=floor),
     "balanced_inner": lambda std: initializers.balanced(initializers.gaussian(std)),
     "low_rank": lambda scale: initializers.low_rank(2, scale=scale),
     "near_target": lambda radius: initializers.near_target(TARGET, radius=radius),
+    "near_target_tau": lambda tau: initializers.near_target(TARGET, tau=tau),
 }
 
 
@@ -390,6 +513,8 @@ def test_initializer_under_jit_traces_once_for_all_keys_and_scales():
 BAD = [
     (lambda: initializers.gaussian(-1.0), r"std must be at least 0.0; got -1"),
     (lambda: initializers.gaussian(float("nan")), r"std must be a finite number; got nan"),
+    (lambda: initializers.gaussian(gamma=float("inf")), r"gamma must be a finite number; got inf"),
+    (lambda: initializers.gaussian(gamma=jnp.ones(2)), r"gamma must be a scalar; got shape"),
     (lambda: initializers.gaussian(jnp.ones(2)), r"std must be a scalar; got shape \(2,\)"),
     (lambda: initializers.uniform(-0.5), r"bound must be at least 0.0; got -0.5"),
     (lambda: initializers.xavier_normal(-1.0), r"gain must be at least 0.0; got -1"),
@@ -404,6 +529,12 @@ BAD = [
         r"min_singular_value must be at least 0.0; got -0.1",
     ),
     (lambda: initializers.balanced(rank=0), r"rank must be a positive integer; got 0"),
+    (lambda: initializers.rebalanced(scale=-1.0), r"scale must be at least 0.0; got -1"),
+    (
+        lambda: initializers.rebalanced(min_singular_value=float("nan")),
+        r"min_singular_value must be a finite number; got nan",
+    ),
+    (lambda: initializers.rebalanced(rank=1.5), r"rank must be a positive integer; got 1.5"),
     (lambda: initializers.low_rank(-1), r"rank must be a positive integer; got -1"),
     (lambda: initializers.low_rank(1, scale=-1.0), r"scale must be at least 0.0"),
     (
@@ -411,6 +542,7 @@ BAD = [
         r"rank must be at most the bottleneck 2 of widths \(4, 2, 4\); got 3",
     ),
     (lambda: initializers.near_target(TARGET, radius=-0.5), r"radius must be at least 0.0"),
+    (lambda: initializers.near_target(TARGET, tau=-0.5), r"tau must be at least 0.0; got -0.5"),
     (
         lambda: initializers.near_target(TARGET)(KEY, (3, 4)),
         r"widths must end with 3, the dimension of the target; got \(3, 4\)",
@@ -426,7 +558,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("call", "message"), BAD, ids=[message[:24] for _, message in BAD])
-def test_bad_input_is_refused_by_name(call, message):
+def test_bad_input_is_refused_by_name(call, message, as_installed):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -443,7 +575,7 @@ def test_every_initializer_refuses_bad_widths_and_dtypes(name):
     with pytest.raises(ValueError, match=r"widths\[0\] must be a positive integer; got -4"):
         init(KEY, (-4, 4))
     for dtype in (jnp.int32, jnp.complex64):
-        with pytest.raises(ValueError, match=r"dtype must be real floating point; got"):
+        with pytest.raises(ValueError, match=r"dtype must be float32, float64 or float, .*; got"):
             init(KEY, (4, 4), dtype)
 
 

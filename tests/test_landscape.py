@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import GOLDEN, array, assert_close, by_precision, golden_target
+from helpers import GOLDEN, assert_close, by_precision, golden_target
 from scipy.optimize import minimize
 
 import bwflow as bw
@@ -233,30 +233,3 @@ def test_gradient_of_the_minimum_in_the_target_is_carried_by_the_directions_not_
 
     gradient = jax.grad(value)(jnp.asarray(Sigma, dtype=float))
     assert_close(gradient, (Omega * weights) @ Omega.T, 10 * TOL)
-
-
-TARGET = bw.Target(array([[2.0, 0.0], [0.0, 1.0]]))
-BAD = {
-    "rank zero": (lambda: landscape.minimum(TARGET, 0), r"rank must be a positive integer; got 0"),
-    "rank negative": (lambda: landscape.minimizer(TARGET, -2), r"rank must be a positive .* -2"),
-    "tau": (lambda: landscape.minimum(TARGET, 1, tau=-0.1), r"tau must be at least 0.0; got -0.1"),
-    "tau NaN": (
-        lambda: landscape.minimum(TARGET, 1, tau=float("nan")),
-        r"tau must be a finite number; got nan",
-    ),
-    "tau vector": (
-        lambda: landscape.minimizer(TARGET, 1, tau=jnp.ones(2)),
-        r"tau must be a scalar; got shape \(2,\)",
-    ),
-    "tau of eigenvalues": (
-        lambda: landscape.minimizing_eigenvalues(TARGET, 1, tau=-1.0),
-        r"tau must be at least 0.0; got -1",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_by_name(case):
-    call, message = BAD[case]
-    with pytest.raises(ValueError, match=message):
-        call()

@@ -67,10 +67,3 @@ def test_minimum_is_the_loss_of_the_minimizer(kind):
     values = bw.landscape.minimizing_eigenvalues(target, 2, tau=0.15)
     W = target.eigenvectors * jnp.sqrt(values)[None, :]
     assert_close(loss(W), loss.minimum(2), by_precision(1e-14, 1e-6))
-
-
-@pytest.mark.usefixtures("as_installed")
-@pytest.mark.parametrize("kind", ["BuresWasserstein", "Frobenius"])
-def test_bad_smoothing_is_refused_when_the_loss_is_made(kind):
-    with pytest.raises(ValueError, match=r"tau must be at least 0.0; got -1.0"):
-        getattr(bw.losses, kind)(random_target(0, 3), -1.0)

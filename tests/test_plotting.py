@@ -1,4 +1,4 @@
-"""Figures and tables of a study whose numbers are known."""
+"""Figures and tables of a study whose numbers are known, and slices of samples."""
 
 import re
 
@@ -10,6 +10,7 @@ from helpers import assert_close
 from matplotlib.colors import to_rgba
 
 from bwflow import plotting, report, statistics
+from bwflow.experiment import Experiment
 
 TOLERANCE = 1e-4
 TIMES = np.concatenate([[0.0], np.geomspace(0.1, 100.0, 7)])
@@ -55,7 +56,7 @@ def ds():
             "target_eigenvalues": ("eigenvalue", [1.0, 0.1]),
         },
         {**axes, "time": ("save", TIMES), "step": ("save", STEPS)},
-        {"tolerance": TOLERANCE},
+        {"tolerance": TOLERANCE, "experiment": Experiment().to_json()},
     )
 
 
@@ -174,6 +175,116 @@ def test_the_legend_is_shared(ds):
     (legend,) = plotting.convergence(ds).legends
     assert legend.get_title().get_text() == "smoothing tau"
     assert [text.get_text() for text in legend.get_texts()] == ["0", "0.05", "0.2"]
+
+
+COLUMNS = np.array([[2.0, 0.0, 0.0], [1.5, 0.5, 0.0], [0.0, 0.3, 1.0]])
+
+
+def sets(count=2, samples=50):
+    rng = np.random.default_rng(1)
+    return {
+        f"set {i}": (i + 1) * rng.normal(size=(samples, 3)) @ COLUMNS.T + i for i in range(count)
+    }
+
+
+def points_and_ellipses(ax):
+    """The lines of a panel: points as they come, ellipses by label."""
+    ellipses = {line.get_label(): line for line in ax.lines if line.get_linestyle() != "None"}
+    return [line for line in ax.lines if line.get_linestyle() == "None"], ellipses
+
+
+def test_slices_have_a_panel_for_each_plane_and_the_points_of_each_set():
+    planes = ((0, 1), (2, 0), (1, 2))
+    figure = plotting.slices(sets(), planes=planes)
+    assert len(figure.axes) == 3
+    for (i, j), ax in zip(planes, figure.axes, strict=True):
+        assert (ax.get_xlabel(), ax.get_ylabel()) == (f"coordinate {i}", f"coordinate {j}")
+        assert ax.get_aspect() == 1
+        points, ellipses = points_and_ellipses(ax)
+        for X, line in zip(sets().values(), points, strict=True):
+            assert_close(line.get_xydata(), X[:, [i, j]], 0.0)
+            assert line.get_rasterized()
+        assert list(ellipses) == list(sets())
+        for line, ellipse in zip(points, ellipses.values(), strict=True):
+            assert to_rgba(line.get_color()) == to_rgba(ellipse.get_color())
+    texts = figure.axes[0].get_legend().get_texts()
+    assert [text.get_text() for text in texts] == list(sets())
+
+
+def test_ellipses_are_two_standard_deviations_of_the_sample_covariance():
+    """`(x - mean)^T S^{-1} (x - mean) = 4`, and the curve is closed."""
+    (ax,) = plotting.slices(sets(), planes=[(0, 2)]).axes
+    for label, ellipse in points_and_ellipses(ax)[1].items():
+        X = sets()[label][:, [0, 2]]
+        S = np.cov(X, rowvar=False, ddof=0)
+        curve = ellipse.get_xydata() - X.mean(axis=0)
+        distances = np.einsum("ki,ij,kj->k", curve, np.linalg.inv(S), curve)
+        assert_close(distances, np.full(len(curve), 4.0), 1e-10)
+        assert_close(curve[0], curve[-1], 1e-12)
+        angles = np.unwrap(np.arctan2(*curve.T))
+        assert abs(abs(angles[-1] - angles[0]) - 2 * np.pi) < 1e-10
+
+
+def test_the_ellipse_of_samples_on_a_line_is_a_segment():
+    (ax,) = plotting.slices({"line": np.array([[0, 0], [2, 0], [4, 0]])}).axes
+    curve = points_and_ellipses(ax)[1]["line"].get_xydata()
+    assert_close(curve[:, 1], np.zeros(len(curve)), 0.0)
+    assert_close(np.ptp(curve[:, 0]), 4 * (8 / 3) ** 0.5, 1e-3)
+
+
+def test_of_many_samples_some_are_drawn_and_all_are_in_the_ellipse():
+    X = sets(1, samples=4001)
+    (ax,) = plotting.slices(X).axes
+    (points,), ellipses = points_and_ellipses(ax)
+    assert_close(points.get_xydata(), X["set 0"][::3, :2], 0.0)
+    middle = ellipses["set 0"].get_xydata()[:-1].mean(axis=0)
+    assert_close(middle, X["set 0"][:, :2].mean(axis=0), 1e-12)
+
+
+def test_many_sets_differ_in_colour_or_dash():
+    (ax,) = plotting.slices(sets(20)).axes
+    styles = [
+        (line.get_color(), line.get_linestyle()) for line in points_and_ellipses(ax)[1].values()
+    ]
+    assert len(set(styles)) == 20
+
+
+def test_slices_are_drawn_into_given_axes():
+    figure, axes = plt.subplots(2, 2)
+    assert plotting.slices(sets(), planes=((0, 1), (1, 2)), axes=list(axes[1])) is figure
+    assert [len(ax.lines) for ax in axes.flat] == [0, 0, 4, 4]
+
+
+FINE = np.ones((3, 2))
+BAD_SLICES = {
+    "no sets": (lambda: plotting.slices({}), r"samples must hold at least one set; got none"),
+    "vector": (lambda: plotting.slices({"a": np.ones(3)}), r"'a' has shape \(3,\)"),
+    "one row": (lambda: plotting.slices({"a": np.ones((1, 2))}), r"'a' has shape \(1, 2\)"),
+    "other dimension": (
+        lambda: plotting.slices({"a": FINE, "b": np.ones((3, 4))}),
+        r"'b' has shape \(3, 4\), the first has 2 columns",
+    ),
+    "NaN": (lambda: plotting.slices({"a": FINE, "b": np.nan * FINE}), r"'b' holds NaN or infin"),
+    "no planes": (lambda: plotting.slices({"a": FINE}, planes=()), r"planes must hold at least"),
+    "outside": (
+        lambda: plotting.slices({"a": FINE}, planes=((0, 1), (0, 2))),
+        r"planes must be pairs of coordinates below 2; got \(0, 2\)",
+    ),
+    "negative": (lambda: plotting.slices({"a": FINE}, planes=[(-1, 0)]), r"got \(-1, 0\)"),
+    "triple": (lambda: plotting.slices({"a": FINE}, planes=[(0, 1, 1)]), r"got \(0, 1, 1\)"),
+    "axes": (
+        lambda: plotting.slices({"a": FINE}, axes=[]),
+        r"axes must be one per plane, 1; got 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SLICES)
+def test_bad_samples_planes_and_axes_are_refused(case, as_installed):
+    call, message = BAD_SLICES[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+    assert plt.get_fignums() == []
 
 
 def rows_of(text):

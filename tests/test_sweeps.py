@@ -111,6 +111,24 @@ def test_everything_has_a_name_and_numbers_have_a_unit(ds):
     assert ds["singular_values"].attrs["units"] == "covariance^(1/2)"
 
 
+def test_eigenvectors_of_the_target_are_an_axis_of_the_cosines():
+    """They are three whatever the network; its singular values are as many as it has."""
+    probe = diagnostics.record("cosines", "eigenvalue_errors")
+
+    def experiment(*, width, seed):
+        start = BALANCED(jax.random.key(seed), (width, 3))
+        loss = bw.losses.BuresWasserstein(TARGET, 0.1)
+        return bw.gradient_descent(loss, start, optax.sgd(0.1), num_steps=1, probe=probe)
+
+    ds = bw.sweep(experiment, static={"width": (1, 2)}, traced={"seed": SEEDS}, progress=False)
+    assert ds["cosines"].dims == ("width", "seed", "save", "eigenvector", "rank")
+    assert ds["eigenvalue_errors"].dims == ("width", "seed", "save", "rank")
+    assert ds["eigenvector"].values.tolist() == [1, 2, 3]
+    assert ds["eigenvector"].attrs["long_name"].startswith("index of the target's eigenvector")
+    assert ds["cosines"].sel(width=2).notnull().all()
+    assert (ds["cosines"].sel(width=1).notnull() == (ds["rank"] == 1)).all()
+
+
 def test_reasons_are_an_enumeration_of_outcomes(ds):
     attributes = ds["reason"].attrs
     meanings = attributes["flag_meanings"].split()

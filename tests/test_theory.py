@@ -406,36 +406,6 @@ def test_flows_form_a_semigroup(name):
     assert_close(solution(halfway, *rest, 0.5), solution(array(start), *rest, 0.8), TIGHT)
 
 
-def test_bad_values_are_refused():
-    eye, ones = jnp.eye(2), jnp.ones(2)
-    with pytest.raises(ValueError, match=r"time .*-1"):
-        theory.linear_flow(eye, eye, -1.0)
-    with pytest.raises(ValueError, match=r"B must .*\(3, 3\)"):
-        theory.linear_flow(eye, jnp.eye(3), 1.0)
-    with pytest.raises(ValueError, match=r"time .*-1"):
-        theory.rank_one_flow(ones, eye, -1.0)
-    with pytest.raises(ValueError, match=r"w0 .*\(2, 2\)"):
-        theory.rank_one_flow(eye, eye, 1.0)
-    with pytest.raises(ValueError, match=r"covariance .*\(2, 2\); got \(3, 3\)"):
-        theory.rank_one_flow(ones, jnp.eye(3), 1.0)
-    with pytest.raises(ValueError, match=r"depth .*0"):
-        theory.aligned_flow(ones, 1.0, 1.0, depth=0)
-    with pytest.raises(ValueError, match=r"eigenvalues .*-1"):
-        theory.aligned_flow(ones, -1.0, 1.0, depth=1)
-    with pytest.raises(ValueError, match=r"singular_values .*-1"):
-        theory.aligned_flow(-ones, 1.0, 1.0, depth=1)
-    with pytest.raises(ValueError, match=r"time .*nan"):
-        theory.aligned_flow(ones, 1.0, jnp.nan, depth=1)
-    with pytest.raises(ValueError, match=r"tau .*-1"):
-        theory.aligned_flow(ones, 1.0, 1.0, depth=1, tau=-1.0)
-    with pytest.raises(ValueError, match=r"eigenvalue .*-1"):
-        theory.scalar_unbalanced_flow(1.0, 1.0, -1.0, 1.0)
-    with pytest.raises(ValueError, match=r"time .*-1"):
-        theory.frobenius_flow(eye, eye, -1.0)
-    with pytest.raises(ValueError, match=r"covariance .*\(2, 2\); got \(3, 3\)"):
-        theory.frobenius_flow(eye, jnp.eye(3), 1.0)
-
-
 def test_values_are_not_looked_at_under_a_trace():
     s = jax.jit(lambda t: theory.aligned_flow(jnp.ones(2), 4.0, t, depth=2))(-1.0)
     assert s.shape == (2,)

@@ -29,13 +29,24 @@ TABLE = {
     "end_to_end": (bw.end_to_end, (PAIR,)),
     "imbalance": (bw.imbalance, (PAIR,)),
     "partial_products": (bw.factors.partial_products, (PAIR,)),
+    "sample": (
+        lambda factors, tau: bw.sample(factors, jax.random.key(0), 3, tau=tau),
+        (PAIR, array(0.1)),
+    ),
     "minimum": (lambda tau: bw.landscape.minimum(TARGET, 2, tau=tau), (array(0.01),)),
     "minimizer": (lambda tau: bw.landscape.minimizer(TARGET, 2, tau=tau), (array(0.01),)),
     "polar": (bw.linalg.polar, (W,)),
     "symmetric_sylvester": (bw.linalg.symmetric_sylvester, (S, S @ S)),
     "Target.from_samples": (lambda X: bw.Target.from_samples(X, rank=3).covariance, (W.T,)),
+    "sampling_error": (bw.covariances.sampling_error, (W.T,)),
     "diagnostics": (
         lambda W: bw.diagnostics.record("loss", "gap", "gradient_norm", "distance_frobenius")(
+            bw.losses.BuresWasserstein(TARGET, 0.1), (W,)
+        ),
+        (W,),
+    ),
+    "diagnostics of the spectrum": (
+        lambda W: bw.diagnostics.record("effective_rank", "eigenvalue_errors", "residual")(
             bw.losses.BuresWasserstein(TARGET, 0.1), (W,)
         ),
         (W,),
@@ -110,6 +121,8 @@ def test_single_precision_stays_single(name):
         "bures_wasserstein",
         "symmetric_sylvester",
         "Target.from_samples",
+        "sampling_error",
+        "sample",
     ):
         pytest.skip("closes over a target in the precision of the run")
     single = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
