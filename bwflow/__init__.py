@@ -31,6 +31,7 @@ _MODULES = (
     "landscape",
     "linalg",
     "losses",
+    "plan",
     "plotting",
     "report",
     "statistics",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from bwflow import landscape as landscape
     from bwflow import linalg as linalg
     from bwflow import losses as losses
+    from bwflow import plan as plan
     from bwflow import plotting as plotting
     from bwflow import report as report
     from bwflow import statistics as statistics

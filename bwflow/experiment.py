@@ -1,29 +1,32 @@
 """An experiment as data: what a TOML file says, and what a store keeps of it.
 
 `Experiment` is a frozen record of registered names, numbers and small tuples. It says which
-target, networks, loss, dynamics and starts a sweep runs over; nothing in it is code.
+target, networks, loss, dynamics and starts a sweep runs over; nothing in it is code. Every record
+brings its fields to their declared types and refuses what cannot run, as it is made.
 """
 
-import dataclasses
-import difflib
 import hashlib
-import json
 import math
+import re
 import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
+
+from bwflow._names import Draw, Optimizer, Quantity, Solver, Start
+from bwflow._spec import Rules, Spec, distinct, rounded
 
 DYNAMICS = ("flow", "descent")
+_DRAWN = 10**9  # random numbers, 8 GB, that a target may take
 
 
 @dataclass(frozen=True)
-class TargetSpec:
+class TargetSpec(Spec):
     """The covariance to be learnt."""
 
-    kind: Literal["digits", "power_law", "geometric", "step", "wishart", "file"] = "geometric"
+    kind: Literal["digits", "power_law", "geometric", "step", "wishart", "random", "file"] = (
+        "geometric"
+    )
     """Handwritten digits of scikit-learn, a recipe of bwflow.covariances, or a .npy file."""
     n: int = 10
     """Size of a recipe's covariance."""
@@ -31,39 +34,136 @@ class TargetSpec:
     """Largest over smallest eigenvalue (geometric)."""
     exponent: float = 1.0
     """Decay of the eigenvalues (power_law)."""
-    rank: int = 5
-    """Number of large eigenvalues (step) or degrees of freedom (wishart)."""
+    rank: int = 0
+    """Positive eigenvalues (random), ones (step), degrees of freedom (wishart); 0 is n."""
     low: float = 0.0
-    """The small eigenvalues (step)."""
+    """The other eigenvalues (step)."""
+    distribution: Literal["zipf", "ginibre", "uniform", "exponential", "normal"] = "zipf"
+    """Law of the spectrum (random), see bwflow.covariances.random_spectrum."""
+    sampled: Literal["eigenvalues", "singular_values"] = "eigenvalues"
+    """What the law is that of (random); singular values are squared."""
+    minimum: float = 0.0
+    """Least of the positive eigenvalues, before any normalisation (random)."""
+    seed: int = 0
+    """Seed of the spectrum (random), the matrix (wishart) and the samples."""
+    basis_seed: int = -1
+    """Seed of a random eigenbasis; -1 is the standard basis (recipes but wishart)."""
     pixels: int = 4
     """Side of the averaged digits: 1, 2, 4 or 8."""
     path: str = ""
     """File with a square covariance, or with samples in rows (file)."""
-    basis_seed: int = -1
-    """Seed of a random eigenbasis; -1 for the standard basis (recipes)."""
+    num_samples: int = 0
+    """Size of a Gaussian sample whose covariance is learnt in place of the true one; 0 is none."""
     normalize: bool = True
     """Whether to divide by the largest eigenvalue."""
 
+    _table: ClassVar[str] = "target."
+
+    @property
+    def dim(self) -> int | None:
+        """Size of the covariance; None if only a file tells."""
+        return {"digits": self.pixels**2, "file": None}.get(self.kind, self.n)
+
+    def _rules(self) -> Rules:
+        most = self.n if self.kind in ("step", "random") else _DRAWN // max(1, self.n)
+        return {
+            "n": (1 <= self.n <= 10_000, "between 1 and 10000"),
+            "condition": (self.condition >= 1, "at least 1"),
+            "exponent": (
+                self.kind != "power_law" or abs(self.exponent) * math.log10(max(1, self.n)) <= 30,
+                "so small that n^exponent is between 1e-30 and 1e30",
+            ),
+            "rank": (0 <= self.rank <= most, f"between 1 and {most}, or 0 for n"),
+            "low": (0 <= self.low <= 1, "between 0 and 1"),
+            "minimum": (self.minimum >= 0, "not negative"),
+            "seed": (self.seed >= 0, "not negative"),
+            "basis_seed": (self.basis_seed >= -1, "not negative, or -1 for the standard basis"),
+            "pixels": (self.pixels in (1, 2, 4, 8), "1, 2, 4 or 8"),
+            "path": (bool(self.path) or self.kind != "file", "given for the kind 'file'"),
+            "num_samples": (
+                self.num_samples == 0 or 2 <= self.num_samples <= _DRAWN // max(1, self.dim or 1),
+                f"0, or at least 2 and at most {_DRAWN} / n",
+            ),
+        }
+
 
 @dataclass(frozen=True)
-class NetworkSpec:
+class NetworkSpec(Spec):
     """The networks and their starts."""
 
     depth: tuple[int, ...] = (2,)
     """Numbers of layers N."""
     bottleneck: tuple[int, ...] = (0,)
-    """Inner and latent widths; 0 is the full width n."""
-    init: str = "balanced"
-    """Name in bwflow.initializers.INITIALIZERS."""
+    """Smallest widths; 0 is the size n of the covariance."""
+    width: int = 0
+    """Width of the inner layers where it is not the bottleneck; 0 is the bottleneck."""
+    latent: int = 0
+    """Width d_0 of the white noise where it is not the bottleneck; 0 is the bottleneck."""
+    init: Start = "balanced"
+    """Start: a matrix split evenly (the first four), or the layers as they are drawn."""
+    draw: Draw = "gaussian"
+    """What balanced and rebalanced draw."""
+    std: float = 0.0
+    """Standard deviation of gaussian and uniform entries; 0 is d^(-1/2), d the width below."""
+    gamma: float = 1.0
+    """Makes the standard deviation of gaussian entries d^(-gamma/2) where std is 0."""
     scale: float = 1.0
-    """Factor on the start's layers (on its end-to-end matrix if balanced)."""
+    """Factor on the start's layers (on its end-to-end matrix if evenly split)."""
+    min_singular_value: float = 0.0
+    """Least singular value of the end-to-end matrix (balanced, rebalanced)."""
+    rank: int = 0
+    """Rank of the start (balanced, rebalanced, low_rank); 0 is the bottleneck."""
+    radius: float = 0.5
+    """Distance from the optimum over the root of the last eigenvalue learnt (near_target)."""
+
+    _table: ClassVar[str] = "network."
+
+    def widths(self, n: int, depth: int, bottleneck: int) -> tuple[int, ...]:
+        """Widths `(d_0, ..., d_N)` of one of the networks, for a covariance of size `n`.
+
+        One layer has no inner width: a bottleneck below `n` is its latent dimension.
+
+        Raises
+        ------
+        ValueError
+            If the bottleneck is not the smallest of them.
+        """
+        k = bottleneck or n
+        inner = self.width or k
+        latent = k if depth == 1 and k < n else self.latent or k
+        widths = (latent, *(depth - 1) * (inner,), n)
+        if min(widths) != k:
+            raise ValueError(
+                f"network.bottleneck must be the smallest width, here {min(widths)}; got {k} "
+                f"for widths {widths}."
+            )
+        return widths
+
+    def _rules(self) -> Rules:
+        return {
+            "depth": (
+                distinct(self.depth) and min(self.depth) >= 1 and max(self.depth) <= 1000,
+                "distinct integers between 1 and 1000",
+            ),
+            "bottleneck": (
+                distinct(self.bottleneck) and min(self.bottleneck) >= 0,
+                "distinct widths, or 0 for the full one",
+            ),
+            "width": (0 <= self.width <= 10_000, "at most 10000, or 0 for the bottleneck"),
+            "latent": (0 <= self.latent <= 10_000, "at most 10000, or 0 for the bottleneck"),
+            "std": (self.std >= 0, "positive, or 0 for d^(-gamma/2)"),
+            "scale": (self.scale > 0, "positive"),
+            "min_singular_value": (self.min_singular_value >= 0, "not negative"),
+            "rank": (self.rank >= 0, "positive, or 0 for the bottleneck"),
+            "radius": (self.radius >= 0, "not negative"),
+        }
 
 
 @dataclass(frozen=True)
-class FlowSpec:
+class FlowSpec(Spec):
     """The gradient flow."""
 
-    solver: str = "Tsit5"
+    solver: Solver = "Tsit5"
     """Name of a diffrax solver with an error estimate."""
     end_time: float = 100.0
     """Where runs that have not arrived are censored."""
@@ -72,27 +172,75 @@ class FlowSpec:
     first_save: float = 0.01
     """Time of the first of the log-spaced records; 0 spaces them linearly."""
     rtol: float = 1e-6
+    """Relative tolerance of the step-size control."""
     atol: float = 1e-9
+    """Absolute tolerance of the step-size control."""
     max_steps: int = 100_000
+    """Bound on the solver's steps; a run that needs more has failed."""
+
+    _table: ClassVar[str] = "flow."
+
+    def _rules(self) -> Rules:
+        return {
+            "end_time": (self.end_time > 0, "positive"),
+            "num_saves": (2 <= self.num_saves <= 100_000, "between 2 and 100000"),
+            "first_save": (0 <= self.first_save < self.end_time, "between 0 and flow.end_time"),
+            "rtol": (self.rtol > 0, "positive"),
+            "atol": (self.atol > 0, "positive"),
+            "max_steps": (self.max_steps >= 1, "at least 1"),
+        }
 
 
 @dataclass(frozen=True)
-class DescentSpec:
+class DescentSpec(Spec):
     """The gradient descent."""
 
-    optimizer: str = "sgd"
-    """Name of an optax optimiser that takes a learning rate."""
+    optimizer: Optimizer = "sgd"
+    """Name of an optax optimiser."""
     learning_rate: float = 0.0
-    """0 takes 1 / (2 N (sqrt(lambda_1) + sqrt(L(0)))^(2 (N-1) / N)), run by run:
-    the rule is for sgd under the Bures-Wasserstein loss, others need a number."""
+    """0 takes 1 / (2 N (sqrt(lambda_1) + sqrt(L(0)))^(2 (N-1) / N)), for sgd under the BW loss."""
     num_steps: int = 1000
     """Where runs that have not arrived are censored."""
+    total_time: float = 0.0
+    """If given, num_steps is this over the learning rate."""
     save_every: int = 10
+    """Updates between records."""
+
+    _table: ClassVar[str] = "descent."
+
+    @property
+    def updates(self) -> int:
+        """Number of updates after which runs are censored."""
+        if self.total_time == 0:
+            return self.num_steps
+        return max(1, round(self.total_time / self.learning_rate))
+
+    def _rules(self) -> Rules:
+        steps = float(self.num_steps)
+        if self.total_time:
+            steps = self.total_time / self.learning_rate if self.learning_rate > 0 else math.inf
+        return {
+            "learning_rate": (self.learning_rate >= 0, "positive, or 0 for the rule"),
+            "num_steps": (self.num_steps >= 1, "at least 1"),
+            "total_time": (
+                self.total_time >= 0 and steps < 2**31,
+                "0, or positive beside a learning_rate that makes it less than 2^31 steps",
+            ),
+            "save_every": (
+                self.save_every >= 1 and steps / self.save_every <= 100_000,
+                "at least 1, and so large that there are at most 100000 records",
+            ),
+        }
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Spec):
     """A convergence study: every combination of the listed values, for every seed.
+
+    Raises
+    ------
+    ValueError
+        If a field is of the wrong type, holds an unknown name, or breaks a rule.
 
     Examples
     --------
@@ -103,28 +251,29 @@ class Experiment:
     """
 
     name: str = "experiment"
-    """Slug of the store."""
+    """First part of the store's name: letters, digits, - and _."""
     target: TargetSpec = field(default_factory=TargetSpec)
     network: NetworkSpec = field(default_factory=NetworkSpec)
     loss: Literal["bures_wasserstein", "frobenius"] = "bures_wasserstein"
+    """What is minimised."""
     tau: tuple[float, ...] = (0.0,)
     """Smoothings, in units of the covariance."""
     seeds: int = 64
     """Number of random starts."""
     dynamics: tuple[Literal["flow", "descent"], ...] = DYNAMICS
+    """Gradient flow, gradient descent, or both."""
     tolerance: float = 1e-6
-    """A run has arrived when its gap is below tolerance * L(0)."""
-    probe: tuple[str, ...] = ("loss", "gap", "gradient_norm")
-    """Names of bwflow.diagnostics.QUANTITIES."""
+    """A run has arrived, and stops, when its gap is below tolerance * L(0); 0 runs to the end."""
+    probe: tuple[Quantity, ...] = ("loss", "gap", "gradient_norm")
+    """What to record, names of bwflow.diagnostics.QUANTITIES; loss and gap among them."""
     flow: FlowSpec = field(default_factory=FlowSpec)
     descent: DescentSpec = field(default_factory=DescentSpec)
     precision: Literal["float64", "float32"] = "float64"
+    """Floating-point type of everything."""
     batch_size: int = 0
     """Runs that advance together; 0 fits the memory limit."""
     memory_limit_gb: float = 1.0
-
-    def __post_init__(self):
-        _check(self)
+    """What one batch may take."""
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "Experiment":
@@ -137,122 +286,98 @@ class Experiment:
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"spec {path} cannot be read: {error.strerror}.") from None
         except UnicodeDecodeError:
             raise ValueError(f"spec {path} is not a text file.") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"spec {path} cannot be read: {reason}.") from None
         try:
-            return cls.from_dict(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
+            data = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"spec {path} is not valid TOML: {error}.") from None
+        return cls.from_dict(data)
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Experiment":
-        """The experiment that `to_dict` or a TOML file describes."""
-        return _build(cls, data, "")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain dict of every field."""
-        return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces; equal for equal experiments."""
-        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+    def to_toml(self) -> str:
+        """A spec file that `from_toml` reads back exactly."""
+        try:
+            import tomli_w
+        except ImportError:
+            raise ImportError(
+                "spec files are written by tomli-w: pip install 'bwflow[sweep]'"
+            ) from None
+        return tomli_w.dumps(self.to_dict())
 
     @property
     def slug(self) -> str:
         """`<name>-<hash>`: ten hexadecimal digits of the BLAKE2b hash of the canonical JSON."""
         return f"{self.name}-{hashlib.blake2b(self.to_json().encode(), digest_size=5).hexdigest()}"
 
+    def programs(self, n: int | None = None) -> list[tuple[str, tuple[int, ...]]]:
+        """What is compiled: each dynamics with each network's widths, in the order of a sweep.
 
-def _build(kind: type, data: Any, where: str) -> Any:
-    """An instance of a spec class from plain data; unknown keys get the nearest known one."""
-    if not isinstance(data, dict):
-        raise ValueError(f"{where or 'the spec'} must be a table of keys; got {data!r}.")
-    hints = typing.get_type_hints(kind)
-    for key in data:
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            advice = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(hints)}."
-            raise ValueError(f"unknown key {_join(where, key)!r}{advice}")
-    values = {key: _convert(hints[key], value, _join(where, key)) for key, value in data.items()}
-    return kind(**values)
+        Parameters
+        ----------
+        n
+            Size of the covariance, where the spec does not tell it.
 
+        Raises
+        ------
+        ValueError
+            If the networks do not fit the covariance, or two bottlenecks are the same.
+        """
+        n = self.target.dim or n
+        if n is None:
+            return []
+        network = self.network
+        sizes = [k or n for k in network.bottleneck]
+        if not distinct(tuple(sizes)):
+            raise ValueError(
+                f"network.bottleneck must be distinct widths, 0 standing for {n}; "
+                f"got {network.bottleneck!r}."
+            )
+        widths = [network.widths(n, N, k) for N in network.depth for k in sizes]
+        if network.init == "low_rank" and not 1 <= network.rank <= min(map(min, widths)):
+            raise ValueError(
+                "network.rank must be between 1 and every bottleneck for low_rank; "
+                f"got {network.rank}."
+            )
+        return [(dynamics, w) for dynamics in self.dynamics for w in widths]
 
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)  # pyright: ignore[reportArgumentType]
-    if typing.get_origin(hint) is tuple:
-        values = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_convert(typing.get_args(hint)[0], item, where) for item in values)
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise ValueError(f"{where} must be one of {', '.join(choices)}; got {value!r}.")
-        return value
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        kind = hint.__name__ if isinstance(hint, (type, types.GenericAlias)) else hint
-        raise ValueError(f"{where} must be of type {kind}; got {value!r}.")
-    return value
-
-
-def _check(spec: Experiment) -> None:
-    """Refuse what cannot run, before anything is compiled."""
-    rules = {
-        "name": (spec.name.replace("-", "").replace("_", "").isalnum(), "letters, digits, - and _"),
-        "seeds": (spec.seeds >= 1, "at least 1"),
-        "tau": (
-            _distinct(spec.tau) and all(0 <= t < math.inf for t in spec.tau),
-            "distinct numbers, none negative",
-        ),
-        "dynamics": (_distinct(spec.dynamics), "a non-empty list without repeats"),
-        "network.depth": (
-            _distinct(spec.network.depth) and min(spec.network.depth) >= 1,
-            "distinct positive integers",
-        ),
-        "network.bottleneck": (
-            _distinct(spec.network.bottleneck) and min(spec.network.bottleneck) >= 0,
-            "distinct widths, or 0 for the full one",
-        ),
-        "network.scale": (0 < spec.network.scale < math.inf, "positive"),
-        "tolerance": (0 < spec.tolerance < 1, "between 0 and 1"),
-        "flow.end_time": (0 < spec.flow.end_time < math.inf, "positive"),
-        "flow.num_saves": (spec.flow.num_saves >= 2, "at least 2"),
-        "flow.first_save": (
-            0 <= spec.flow.first_save < spec.flow.end_time,
-            "between 0 and flow.end_time",
-        ),
-        "flow.rtol": (0 < spec.flow.rtol < math.inf, "positive"),
-        "flow.atol": (0 < spec.flow.atol < math.inf, "positive"),
-        "flow.max_steps": (spec.flow.max_steps >= 1, "at least 1"),
-        "descent.learning_rate": (
-            0 <= spec.descent.learning_rate < math.inf,
-            "positive, or 0 for the rule",
-        ),
-        "descent.num_steps": (spec.descent.num_steps >= 1, "at least 1"),
-        "descent.save_every": (spec.descent.save_every >= 1, "at least 1"),
-        "batch_size": (spec.batch_size >= 0, "positive, or 0 to fit the memory"),
-        "memory_limit_gb": (spec.memory_limit_gb > 0, "positive"),
-        "probe": (
-            {"loss", "gap"} <= set(spec.probe) and _distinct(spec.probe),
-            "a list without repeats that holds loss and gap",
-        ),
-        "target.pixels": (spec.target.pixels in (1, 2, 4, 8), "1, 2, 4 or 8"),
-        "target.n": (spec.target.n >= 1, "at least 1"),
-    }
-    for key, (holds, expected) in rules.items():
-        if not holds:
-            value: Any = spec
-            for part in key.split("."):
-                value = getattr(value, part)
-            raise ValueError(f"{key} must be {expected}; got {value!r}.")
-
-
-def _distinct(values: tuple) -> bool:
-    return len(values) > 0 and len(set(values)) == len(values)
+    def _rules(self) -> Rules:
+        ruled = self.descent.learning_rate > 0 or (
+            (self.loss, self.descent.optimizer) == ("bures_wasserstein", "sgd")
+        )
+        if "descent" in self.dynamics and not ruled:
+            raise ValueError(
+                "descent.learning_rate must be positive: 0 stands for a rule that is for sgd under "
+                f"the Bures-Wasserstein loss; got 0 for {self.descent.optimizer} and {self.loss}."
+            )
+        flow, eps = self.flow, 2.0**-52 if self.precision == "float64" else 2.0**-23
+        if (
+            flow.first_save
+            and math.log(flow.end_time / flow.first_save) < 200 * eps * flow.num_saves
+        ):
+            raise ValueError(
+                f"flow.first_save must leave room for {flow.num_saves} times that differ in "
+                f"{self.precision} up to {flow.end_time}; got {flow.first_save}."
+            )
+        self.programs()
+        return {
+            "name": (
+                re.fullmatch("[A-Za-z0-9_-]{1,64}", self.name) is not None,
+                "1 to 64 letters, digits, - and _",
+            ),
+            "tau": (
+                distinct(rounded(self.tau, self.precision)) and min(self.tau) >= 0,
+                f"distinct numbers in {self.precision}, none negative",
+            ),
+            "seeds": (1 <= self.seeds <= 10_000_000, "between 1 and 10 million"),
+            "dynamics": (distinct(self.dynamics), "a non-empty list without repeats"),
+            "tolerance": (0 <= self.tolerance < 1, "at least 0 and below 1"),
+            "probe": (
+                {"loss", "gap"} <= set(self.probe) and distinct(self.probe),
+                "a list without repeats that holds loss and gap",
+            ),
+            "batch_size": (self.batch_size >= 0, "positive, or 0 to fit the memory"),
+            "memory_limit_gb": (self.memory_limit_gb > 0, "positive"),
+        }

@@ -1,11 +1,13 @@
 """What a person reads of a study: a table and a figure."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from bwflow import statistics
+from bwflow.experiment import Experiment
 
 _HEADER: tuple[str, ...] = (
     "dynamics",
@@ -19,6 +21,8 @@ _HEADER: tuple[str, ...] = (
     "late decay",
     "steps",
 )
+
+_AXES = {"dynamics", "depth", "bottleneck", "tau", "seed"}
 
 
 def table(ds: xr.Dataset) -> str:
@@ -81,9 +85,14 @@ def _number(value: float, end: float) -> str:
 
 def _legend(ds: xr.Dataset) -> str:
     tolerance = float(ds.attrs.get("tolerance", np.nan))
-    lines = [
+    arrival = [
         f"arrived: gap L - L* below {tolerance:g} L(0), L* known in closed form; runs that did not",
         "arrive are censored at the end (Kaplan-Meier quantiles; > means beyond the end).",
+    ]
+    if tolerance == 0:
+        arrival = ["arrived: none, since the tolerance is 0 and runs go to the end."]
+    lines = [
+        *arrival,
         "late decay: of the gap, median over runs, t the time of a flow or the step of a descent;",
         "a power law where tau is not below an eigenvalue to be learnt and N >= 2 (in the end",
         "t^(-N / (N - 1)) where it is above; the log-log slope fitted here is that of the last two",
@@ -92,15 +101,75 @@ def _legend(ds: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
+def experiment_of(ds: xr.Dataset) -> Experiment:
+    """The spec of the study that a dataset holds.
+
+    Raises
+    ------
+    ValueError
+        If the dataset does not come from `bwflow.study.run`.
+    """
+    spec, missing = ds.attrs.get("experiment"), _AXES - set(ds["hit"].dims if "hit" in ds else ())
+    if not isinstance(spec, str) or missing:
+        lacks = (
+            f"the axes {', '.join(sorted(missing))}" if missing else "the attribute 'experiment'"
+        )
+        raise ValueError(f"ds must be a dataset of bwflow.study.run; it lacks {lacks}.")
+    return Experiment.from_json(spec)
+
+
+def describe(ds: xr.Dataset) -> str:
+    """What a study holds, as text: axes, records, how the runs ended, versions."""
+    spec = experiment_of(ds)
+    axes = ds["hit"].dims
+    ended = ds["success"].size - int(ds["success"].sum())
+    arrived = int((ds["hit"] < np.inf).sum())
+    lines = [
+        ("study", spec.slug),
+        ("target", f"{spec.target.kind}, n = {ds.sizes['eigenvalue']}"),
+        ("loss", f"{spec.loss}, {spec.precision}"),
+        *((f"axis {name}", _values(ds[name].values)) for name in axes),
+        ("runs", f"{ds['hit'].size}: {arrived} arrived, {ended} failed"),
+    ]
+    for clock in ("time", "step"):
+        if clock in ds:
+            lines.append((clock, f"{ds.sizes['save']} records up to {float(ds[clock].max()):g}"))
+    for name, variable in sorted(ds.data_vars.items()):
+        own = ", ".join(str(dim) for dim in variable.dims if dim not in axes)
+        label = f"{variable.attrs.get('long_name', '')} [{variable.attrs.get('units', '1')}]"
+        lines.append((str(name), f"{label} by {own}" if own else label))
+    versions = json.loads(ds.attrs.get("versions", "{}"))
+    lines.append(("versions", ", ".join(f"{name} {v}" for name, v in versions.items())))
+    size = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name.ljust(size)}  {text}" for name, text in lines)
+
+
+def _values(values: np.ndarray) -> str:
+    listed = [f"{v:g}" if isinstance(v, float) else str(v) for v in values.tolist()]
+    if len(listed) > 8:
+        return f"{listed[0]}, {listed[1]}, ..., {listed[-1]} ({len(listed)})"
+    return ", ".join(listed)
+
+
 def write(ds: xr.Dataset, folder: str | Path) -> tuple[str, list[Path]]:
-    """Write `table.txt` and `figure.png` of a study into a folder; returns the table and paths."""
+    """Write `table.txt` and `figure.png` of a study into a folder; returns the table and paths.
+
+    Raises
+    ------
+    ValueError
+        If the dataset does not come from `bwflow.study.run`, or the folder cannot be made.
+    """
     try:
         from bwflow import plotting
     except ImportError:
         raise ImportError("figures need matplotlib: pip install 'bwflow[plot]'") from None
 
+    experiment_of(ds)  # refuses what is no study, before a folder is made
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"folder {folder} cannot be made: {error.strerror}.") from None
     text = table(ds)
     paths = [folder / "table.txt", folder / "figure.png"]
     paths[0].write_text(text + "\n", encoding="utf-8")

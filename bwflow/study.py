@@ -1,7 +1,7 @@
 """Running an `Experiment`: from its names to a labelled dataset."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import diffrax
 import jax
@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
+from jaxtyping import Array, PRNGKeyArray
 
 from bwflow import covariances, diagnostics, initializers, losses, until
 from bwflow._trajectory import Trajectory
+from bwflow._types import Factors, Initializer, Widths
 from bwflow.covariances import Target
 from bwflow.descent import gradient_descent
-from bwflow.experiment import Experiment, TargetSpec
-from bwflow.factors import constant_widths, end_to_end
+from bwflow.experiment import Experiment, NetworkSpec, TargetSpec
+from bwflow.factors import end_to_end, sample
 from bwflow.flow import gradient_flow
 from bwflow.sweeps import sweep
 
@@ -41,8 +43,8 @@ def run(experiment: Experiment, *, progress: bool = True) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If a name is not registered, the target cannot be made, or float64 is asked for while
-        jax runs without it.
+        If `experiment` is not an `Experiment`, the target cannot be made or the networks do not
+        fit it, or float64 is asked for while jax runs without it.
 
     Examples
     --------
@@ -55,23 +57,23 @@ def run(experiment: Experiment, *, progress: bool = True) -> xr.Dataset:
     >>> bw.study.run(spec, progress=False)["hit"].dims
     ('dynamics', 'depth', 'bottleneck', 'tau', 'seed')
     """
-    dtype = _dtype(experiment.precision)
-    target = make_target(experiment.target, dtype)
-    widths = [k or target.dim for k in experiment.network.bottleneck]
-    if len(set(widths)) != len(widths) or max(widths) > target.dim:
+    if not isinstance(experiment, Experiment):
         raise ValueError(
-            f"network.bottleneck must be distinct widths up to {target.dim}, 0 standing for "
-            f"{target.dim}; got {experiment.network.bottleneck}."
+            "experiment must be a bwflow.Experiment: names, numbers and small tuples that a store "
+            f"can keep; got {type(experiment).__name__}. bwflow.sweep runs any function in memory."
         )
+    dtype = _dtype(experiment.precision)
+    experiment.programs(target_size(experiment.target))  # refuses networks that do not fit
+    target = make_target(experiment.target, dtype)
     ds = sweep(
         _cell(experiment, target),
         static={
             "dynamics": experiment.dynamics,
             "depth": experiment.network.depth,
-            "bottleneck": widths,
+            "bottleneck": [k or target.dim for k in experiment.network.bottleneck],
         },
         traced={"tau": np.asarray(experiment.tau, dtype), "seed": np.arange(experiment.seeds)},
-        batch_size=experiment.batch_size or None,
+        batch_size=min(experiment.batch_size, len(experiment.tau) * experiment.seeds) or None,
         memory_limit=experiment.memory_limit_gb * 2**30,
         progress=progress,
     )
@@ -94,39 +96,53 @@ def _dtype(precision: str) -> Any:
     return np.dtype(precision)
 
 
+def target_size(spec: TargetSpec) -> int:
+    """Size of the covariance that a spec names; of a file only the header is read."""
+    return spec.dim or read_matrix(spec.path).shape[1]
+
+
 def make_target(spec: TargetSpec, dtype: Any) -> Target:
     """The target that a spec names."""
     target = _read_target(spec, dtype) if spec.kind in ("digits", "file") else _recipe(spec, dtype)
+    if spec.num_samples:
+        key = jax.random.fold_in(jax.random.key(spec.seed), 1)
+        X = sample((target.factor,), key, spec.num_samples)
+        target = Target.from_samples(X)
     if not spec.normalize:
         return target
     return Target.from_factor(target.factor / jnp.sqrt(target.eigenvalues[0]))
 
 
 def _recipe(spec: TargetSpec, dtype: Any) -> Target:
-    key = None if spec.basis_seed < 0 else jax.random.key(spec.basis_seed)
+    n, rank, key = spec.n, spec.rank or spec.n, jax.random.key(spec.seed)
     if spec.kind == "wishart":
-        return covariances.wishart(
-            jax.random.key(max(spec.basis_seed, 0)), spec.n, dof=spec.rank, dtype=dtype
-        )
+        return covariances.wishart(key, n, dof=rank, dtype=dtype)
     spectra = {
-        "power_law": lambda: covariances.power_law(spec.n, spec.exponent, dtype=dtype),
-        "geometric": lambda: covariances.geometric(spec.n, spec.condition, dtype=dtype),
-        "step": lambda: covariances.step(spec.n, spec.rank, spec.low, dtype=dtype),
+        "power_law": lambda: covariances.power_law(n, spec.exponent, dtype=dtype),
+        "geometric": lambda: covariances.geometric(n, spec.condition, dtype=dtype),
+        "step": lambda: covariances.step(n, rank, spec.low, dtype=dtype),
+        "random": lambda: covariances.random_spectrum(
+            key,
+            n,
+            distribution=spec.distribution,
+            sampled=spec.sampled,
+            minimum=spec.minimum,
+            rank=rank,
+            dtype=dtype,
+        ),
     }
-    return covariances.from_spectrum(spectra[spec.kind](), key=key)
+    basis = None if spec.basis_seed < 0 else jax.random.key(spec.basis_seed)
+    return covariances.from_spectrum(spectra[spec.kind](), key=basis)
 
 
 def _read_target(spec: TargetSpec, dtype: Any) -> Target:
     if spec.kind == "file":
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            data = read_matrix(spec.path).astype(dtype)
         try:
-            data = np.load(spec.path, allow_pickle=False)
-        except (OSError, EOFError, ValueError) as error:
-            raise ValueError(f"target.path {spec.path!r} is not a .npy file: {error}.") from None
-        if not isinstance(data, np.ndarray):
-            raise ValueError(f"target.path {spec.path!r} must hold one array, as .npy files do.")
-        if data.ndim == 2 and data.shape[0] == data.shape[1]:
-            return Target(data.astype(dtype))
-        return Target.from_samples(data.astype(dtype))
+            return Target(data) if data.shape[0] == data.shape[1] else Target.from_samples(data)
+        except ValueError as error:
+            raise ValueError(f"target.path {spec.path!r}: {error}") from None
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -139,25 +155,41 @@ def _read_target(spec: TargetSpec, dtype: Any) -> Target:
     return Target.from_samples(averaged.reshape(len(images), -1).astype(dtype))
 
 
+def read_matrix(path: str) -> np.ndarray:
+    """The real floating matrix in a .npy file, mapped: its numbers are read when they are used.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it holds anything else.
+    """
+    try:
+        data = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ValueError(f"target.path {path!r} is not a readable .npy file: {reason}.") from None
+    if data.ndim != 2 or data.dtype.kind != "f" or data.size == 0:
+        raise ValueError(
+            f"target.path {path!r} must hold a real floating matrix, a covariance or samples in "
+            f"rows; got shape {data.shape} of {data.dtype}."
+        )
+    return data
+
+
 def _cell(experiment: Experiment, target: Target):
     """One run, as a function of its coordinates."""
-    init = _start(experiment)
+    init = _start(experiment.network, target)
     probe = diagnostics.record(*experiment.probe)
-    stop = until.gap(experiment.tolerance)
+    stop = until.gap(experiment.tolerance) if experiment.tolerance else None
     flow, descent = experiment.flow, experiment.descent
-    solver, optimizer = _solver(flow.solver), _optimizer(descent.optimizer)
-    ruled = (experiment.loss, descent.optimizer) == ("bures_wasserstein", "sgd")
-    if descent.learning_rate == 0 and "descent" in experiment.dynamics and not ruled:
-        raise ValueError(
-            "descent.learning_rate must be given: 0 stands for a rule that is for sgd under the "
-            f"Bures-Wasserstein loss; got {descent.optimizer} and {experiment.loss}."
-        )
+    solver = getattr(diffrax, flow.solver)()
+    optimizer = getattr(optax, descent.optimizer)
     times = _save_times(experiment, target.factor.dtype)
 
     def cell(*, dynamics, depth, bottleneck, tau, seed) -> Trajectory:
         loss = _LOSSES[experiment.loss](target, tau)
-        widths = constant_widths(target.dim, depth, inner=bottleneck)
-        start = init(jax.random.key(seed), widths, dtype=times.dtype)
+        widths = experiment.network.widths(target.dim, depth, bottleneck)
+        start = init(jax.random.key(seed), widths, tau)
         if dynamics == "flow":
             return gradient_flow(
                 loss,
@@ -176,7 +208,7 @@ def _cell(experiment: Experiment, target: Target):
             loss,
             start,
             optimizer(rate),
-            num_steps=descent.num_steps,
+            num_steps=descent.updates,
             save_every=descent.save_every,
             probe=probe,
             until=stop,
@@ -186,41 +218,31 @@ def _cell(experiment: Experiment, target: Target):
     return cell
 
 
-def _start(experiment: Experiment):
-    name, scale = experiment.network.init, experiment.network.scale
-    known = initializers.INITIALIZERS
-    if name not in known:
-        raise ValueError(f"network.init must be one of {', '.join(known)}; got {name!r}.")
-    if name == "balanced":
-        return known[name](scale=scale)
-    init = known[name]()
-    return lambda key, widths, dtype: jax.tree.map(
-        lambda W: W * scale, init(key, widths, dtype=dtype)
-    )
+def _start(spec: NetworkSpec, target: Target) -> Callable[..., Factors]:
+    """The start that a spec names, of a key, widths and the smoothing."""
+    dtype, even = target.factor.dtype, {"scale": spec.scale, "rank": spec.rank or None}
 
+    def draw(name: str) -> Initializer:
+        if name == "gaussian":
+            return initializers.gaussian(spec.std or None, gamma=spec.gamma)
+        if name == "uniform":
+            return initializers.uniform(spec.std * 3**0.5 or None)
+        return initializers.INITIALIZERS[name]()
 
-def _solver(name: str) -> diffrax.AbstractAdaptiveSolver:
-    kind = getattr(diffrax, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, diffrax.AbstractAdaptiveSolver)):
-        raise ValueError(
-            "flow.solver must be a diffrax solver with an error estimate, such as Tsit5, Dopri8 "
-            f"or Kvaerno5; got {name!r}."
-        )
-    return kind()
+    def start(key: PRNGKeyArray, widths: Widths, tau: Array) -> Factors:
+        if spec.init in ("balanced", "rebalanced"):
+            split = initializers.INITIALIZERS[spec.init]
+            init = split(draw(spec.draw), min_singular_value=spec.min_singular_value, **even)
+        elif spec.init == "low_rank":
+            init = initializers.low_rank(spec.rank, scale=spec.scale)
+        elif spec.init == "near_target":
+            init = initializers.near_target(target, radius=spec.radius, tau=tau)
+        else:
+            layers = draw(spec.init)(key, widths, dtype)
+            return tuple(W * spec.scale for W in layers)
+        return init(key, widths, dtype)
 
-
-def _optimizer(name: str) -> Callable[..., optax.GradientTransformation]:
-    factory = getattr(optax, name, None)
-    try:
-        made = factory(0.1) if callable(factory) else None
-    except TypeError:
-        made = None
-    if not isinstance(made, optax.GradientTransformation):
-        raise ValueError(
-            "descent.optimizer must be an optax optimiser that takes a learning rate, such as sgd "
-            f"or adam; got {name!r}."
-        )
-    return cast(Callable[..., optax.GradientTransformation], factory)
+    return start
 
 
 def _save_times(experiment: Experiment, dtype: Any):

@@ -1,51 +1,29 @@
 """The command, in this process with small studies and as a process with the demo."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
+from typing import get_args
 
+import jax
 import numpy as np
 import pytest
-from helpers import by_precision
+from commands import PRECISION, SPEC, enter, refusal, state
 
-from bwflow import cli, store
-from bwflow.experiment import Experiment
-
-PRECISION = by_precision("float64", "float32")
-SPEC = f"""
-name = "small"
-tau = [0.0, 0.1]
-seeds = 2
-dynamics = ["descent"]
-precision = "{PRECISION}"
-[target]
-kind = "geometric"
-n = 2
-[network]
-depth = [1]
-[descent]
-num_steps = 10
-save_every = 2
-"""
-# What the command sets; the suite's values stay after it.
-ENVIRONMENT = {
-    "JAX_ENABLE_X64": by_precision("1", "0"),
-    "EQX_ON_ERROR": "nan",
-    "JAX_COMPILATION_CACHE_DIR": "",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "OPENBLAS_NUM_THREADS": "1",
-}
+from bwflow import _names, cli, plan, store, study
+from bwflow.experiment import DescentSpec, Experiment, FlowSpec, NetworkSpec, TargetSpec
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, as_installed):
     """An empty working directory with a spec; the environment is put back afterwards."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, os.environ.get(name, value))
-    (tmp_path / "spec.toml").write_text(SPEC, encoding="utf-8")
+    enter(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -53,11 +31,8 @@ def folder(tmp_path, monkeypatch):
 def finished(tmp_path_factory):
     """What one sweep of the spec leaves behind: its folder, its exit code and its output."""
     place = tmp_path_factory.mktemp("finished")
-    (place / "spec.toml").write_text(SPEC, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, os.environ.get(name, value))
+        enter(place, patch)
         code = cli.main(["sweep", "spec.toml", "--no-progress"])
     return place, code
 
@@ -68,22 +43,6 @@ def results(finished, folder):
     place, _ = finished
     shutil.copytree(place / "results", folder / "results", copy_function=shutil.copy2)
     return f"results/{Experiment.from_toml('spec.toml').slug}"
-
-
-def refusal(capsys, *arguments):
-    """The one line on standard error of a command that ends with 2."""
-    assert cli.main([*arguments]) == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.startswith("bwflow: ")
-    assert output.err.count("\n") == 1
-    return output.err
-
-
-def state(folder):
-    """Names, times and bytes of all files."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [(path, path.stat().st_mtime_ns, path.read_bytes()) for path in files]
 
 
 def forbid_runs(monkeypatch):
@@ -168,58 +127,293 @@ def test_nothing_but_stores_is_overwritten(folder, capsys, monkeypatch):
     assert state(folder) == before
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "spec spec.toml cannot be read"),
-        ("seeds = ", "spec spec.toml is not valid TOML"),
-        ("sedes = 3", "unknown key 'sedes'; did you mean 'seeds'?"),
-        ("seeds = 0", "seeds must be at least 1; got 0"),
-        ("[network]\nbottleneck = [99]", "network.bottleneck must be distinct widths up to"),
-        ('[network]\ninit = "ones"', "network.init must be one of"),
-    ],
-)
-def test_bad_specs_are_refused_in_one_line(folder, capsys, text, message):
-    if text is None:
-        (folder / "spec.toml").unlink()
-    else:
-        (folder / "spec.toml").write_text(f'precision = "{PRECISION}"\n{text}\n')
-    assert message in refusal(capsys, "sweep", "spec.toml", "--no-progress")
-    assert not (folder / "results").exists()
-
-
-def test_options_are_held_to_the_rules_of_the_spec(capsys):
-    assert "seeds must be at least 1" in refusal(capsys, "sweep", "spec.toml", "--seeds", "0")
-
-
-def test_a_spec_that_does_not_come_first_is_not_passed_over(folder, capsys, monkeypatch):
-    """Without its ending only the first argument is taken for the spec."""
-    forbid_runs(monkeypatch)
-    shutil.copy("spec.toml", "spec")
-    line = refusal(capsys, "sweep", "--seeds", "1", "spec")
-    assert "the spec spec must come first" in line
-
-
-def test_a_missing_store_has_no_report(folder, capsys):
-    line = refusal(capsys, "report", "results/nothing")
-    assert "store results/nothing is not a Zarr store" in line
-    assert [path.name for path in folder.iterdir()] == ["spec.toml"]
-
-
-@pytest.mark.parametrize("arguments", [[], ["swep"], ["sweep"], ["sweep", "spec.toml", "--sedes"]])
-def test_unknown_commands_and_options_end_with_2(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", ["sweep", "report", "demo"])
+@pytest.mark.parametrize("command", ["sweep", "report", "show", "demo", "completion"])
 def test_every_command_has_help(command, capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.main([command, "--help"])
-    assert caught.value.code == 0
-    assert f"usage: bwflow {command}" in capsys.readouterr().out
+    assert cli.main([command, "--help"]) == 0
+    output = capsys.readouterr()
+    assert f"usage: bwflow {command}" in output.out
+    assert output.err == ""
+
+
+def test_help_explains_every_field(capsys):
+    """Without a spec file, and with the file's values for defaults where there is one."""
+    assert cli.main(["sweep", "--help"]) == 0
+    text = capsys.readouterr().out
+    for name, value in Experiment().to_dict().items():
+        for field in value if isinstance(value, dict) else [None]:
+            option = f"--{name}.{field}" if field else f"--{name}"
+            assert option.replace("_", "-") in text or f"{name}.{{{field},no-{field}}}" in text
+
+
+def test_the_example_has_every_field_of_every_table(folder, capsys):
+    """It reads back to the defaults and values it shows, and makes a study of many batches."""
+    assert cli.main(["sweep", "--example"]) == 0
+    text = capsys.readouterr().out
+    (folder / "example.toml").write_text(text, encoding="utf-8")
+    experiment = Experiment.from_toml("example.toml")
+    said = tomllib.loads(text)
+    assert said == json.loads(experiment.to_json())
+    tables = {"": Experiment, "target": TargetSpec, "network": NetworkSpec, "flow": FlowSpec}
+    for table, kind in (tables | {"descent": DescentSpec}).items():
+        names = {field.name for field in dataclasses.fields(kind)}
+        assert set(said[table] if table else said) == names
+    assert sum(cell.batches for cell in plan.cells(experiment)) >= 8
+
+
+def test_the_example_names_every_choice(capsys):
+    """Of optimisers, which are many, it says where they are listed."""
+    assert cli.main(["sweep", "--example"]) == 0
+    text = capsys.readouterr().out
+    named = (*get_args(_names.Start), *get_args(_names.Quantity), *get_args(_names.Solver))
+    for name in named:
+        assert name in text, name
+    assert "bwflow sweep --help" in text
+
+
+def test_a_dry_run_prints_every_cell_and_does_nothing_else(folder, capsys, compilations):
+    before = state(folder)
+    arguments = ["--network.depth", "1", "2", "9", "--network.bottleneck", "1", "0"]
+    arguments += ["--dynamics", "flow", "descent", "--store", "somewhere", "--batch-size", "1"]
+    assert cli.main(["sweep", "spec.toml", "--dry-run", *arguments]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    lines = output.out.splitlines()
+    assert " ".join(lines[0].split()) == "dynamics N widths runs batches steps a batch"
+    rows = [line.split() for line in lines[1:13]]
+    assert [row[:3] for row in rows] == [
+        [dynamics, str(depth), widths]
+        for dynamics in ("flow", "descent")
+        for depth, widths in (
+            (1, "1-2"),
+            (1, "2-2"),
+            (2, "1-1-2"),
+            (2, "2-2-2"),
+            (9, "1-1-1-...-2"),
+            (9, "2-2-2-...-2"),
+        )
+    ]
+    assert {tuple(row[3:5]) for row in rows} == {("4", "4")}
+    assert lines[13] == ""
+    assert "48 runs in 48 batches" in lines[14]
+    assert lines[-1] == "store   somewhere"
+    assert state(folder) == before
+    assert compilations == []
+
+
+def test_a_dry_run_needs_no_precision(capsys, compilations):
+    """The other one than jax has in this process."""
+    other = {"float64": "float32", "float32": "float64"}[PRECISION]
+    assert cli.main(["sweep", "spec.toml", "--dry-run", "--precision", other]) == 0
+    assert "4 runs" in capsys.readouterr().out
+    assert compilations == []
+
+
+def test_a_dry_run_reads_the_size_of_the_covariance_in_a_file(folder, capsys, compilations):
+    """Or of the samples; their numbers are not looked at."""
+    np.save("samples.npy", np.full((7, 5), np.nan))
+    file = ["--target.kind", "file", "--target.path", "samples.npy"]
+    assert cli.main(["sweep", "spec.toml", "--dry-run", *file]) == 0
+    assert " 5-5 " in capsys.readouterr().out
+    line = refusal(capsys, "sweep", "spec.toml", "--dry-run", *file, "--network.bottleneck", "6")
+    assert "network.bottleneck must be the smallest width, here 5" in line
+    assert compilations == []
+
+
+def test_the_demo_has_a_dry_run(folder, capsys, compilations):
+    before = state(folder)
+    assert cli.main(["demo", "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert sum(line.startswith(("flow ", "descent ")) for line in output.splitlines()) == 12
+    assert "3072 runs in 48 batches" in output
+    assert re.search(r"store   results/demo-[0-9a-f]{10}/store\n$", output)
+    assert cli.main(["demo", "--full", "--dry-run"]) == 0
+    assert " 64-64-64-64 " in capsys.readouterr().out
+    assert state(folder) == before
+    assert compilations == []
+
+
+ESTIMATED = {
+    "small": {"target": TargetSpec(n=4), "network": NetworkSpec(depth=(3,), bottleneck=(2,))},
+    "spectra": {
+        "target": TargetSpec(n=8),
+        "probe": ("loss", "gap", "singular_values", "cosines", "imbalance"),
+    },
+    "wide": {"target": TargetSpec(n=4), "network": NetworkSpec(width=24)},
+}
+
+
+@pytest.mark.parametrize("dynamics", ["flow", "descent"])
+@pytest.mark.parametrize("case", ESTIMATED)
+def test_a_plan_is_right_about_memory(case, dynamics, monkeypatch):
+    """Within a factor of 1.5 of what the compiled program takes, and of what the records are."""
+    spec = Experiment(
+        precision=PRECISION,
+        dynamics=(dynamics,),
+        seeds=8,
+        batch_size=8,
+        flow=FlowSpec(end_time=1.0, num_saves=40, rtol=1e-2, atol=1e-3),
+        descent=DescentSpec(num_steps=43, save_every=2),
+        **ESTIMATED[case],
+    )
+    used = []
+    compile_program = jax.stages.Lowered.compile
+
+    def compiled(lowered, *args, **kwargs):
+        program = compile_program(lowered, *args, **kwargs)
+        usage = program.memory_analysis()
+        used.append(usage.temp_size_in_bytes + usage.output_size_in_bytes)
+        return program
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compiled)
+    ds = study.run(spec, progress=False)
+    (cell,) = plan.cells(spec)
+    assert used[-1] / 1.5 < cell.batch_bytes < 1.5 * used[-1]
+    records = sum(ds[name].nbytes for name in spec.probe)
+    assert records / 1.01 <= cell.result_bytes <= 1.01 * records
+    assert cell.result_bytes <= ds.nbytes <= 1.5 * cell.result_bytes
+    assert cell.runs == ds["hit"].size
+
+
+def test_a_plan_knows_the_updates_of_a_descent():
+    spec = Experiment(
+        dynamics=("descent",), descent=DescentSpec(learning_rate=0.25, total_time=2.0), seeds=3
+    )
+    (cell,) = plan.cells(spec)
+    assert (cell.steps, cell.runs, cell.batches) == (8, 3, 1)
+
+
+def test_a_plan_needs_the_size_of_what_is_in_a_file():
+    spec = Experiment(target=TargetSpec(kind="file", path="x.npy"))
+    assert plan.cells(spec, 3)[0].widths == (3, 3, 3)
+    with pytest.raises(ValueError, match="n must be given"):
+        plan.cells(spec)
+
+
+def test_show_says_what_a_store_holds(results, folder, capsys):
+    before = state(folder)
+    assert cli.main(["show", results]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    said = dict(re.split("  +", line, maxsplit=1) for line in output.out.splitlines())
+    assert said["study"] == Experiment.from_toml("spec.toml").slug
+    assert said["target"] == "geometric, n = 2"
+    assert said["loss"] == "loss [loss] by save"
+    assert said["axis tau"] == "0, 0.1"
+    arrived = int(np.isfinite(store.read(results)["hit"]).sum())
+    assert said["runs"] == f"4: {arrived} arrived, 0 failed"
+    assert said["step"] == "6 records up to 10"
+    assert said["gradient_norm"].endswith("[loss / parameter]")
+    assert said["versions"].startswith(
+        f"bwflow {metadata.version('bwflow')}, jax {jax.__version__}"
+    )
+    assert state(folder) == before
+
+
+def test_show_prints_the_spec_of_a_study(results, folder, capsys):
+    """As a spec file that says the same study."""
+    assert cli.main(["show", results, "--spec"]) == 0
+    (folder / "shown.toml").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert Experiment.from_toml("shown.toml") == Experiment.from_toml("spec.toml")
+    assert cli.main(["sweep", "shown.toml"]) == 0
+    assert capsys.readouterr().err == f"{results} holds this study already\n"
+
+
+def test_the_versions_are_those_a_bug_report_should_name(capsys):
+    assert cli.main(["--version"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"bwflow {metadata.version('bwflow')}"
+    version = ".".join(map(str, sys.version_info[:3]))
+    assert lines[1].startswith(f"Python {version} on ")
+    assert sys.platform in lines[1].lower()
+    for name in ("jax", "jaxlib", "diffrax", "optax", "equinox", "numpy", "xarray", "zarr"):
+        assert f"{name} {metadata.version(name)}" in lines
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_completion_script_names_commands_and_options(shell, capsys):
+    assert cli.main(["completion", shell]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    for word in ("sweep", "report", "demo", "--dry-run", "--flow.solver", "Kvaerno5"):
+        assert word in output.out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_options_and_choices(folder, capsys):
+    assert cli.main(["completion", "bash"]) == 0
+    (folder / "complete.sh").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert subprocess.run(["bash", "-n", "complete.sh"], check=False).returncode == 0
+    for words, found in (
+        (["bwflow", "rep"], "report"),
+        (["bwflow", "sweep", "--flow.so"], "--flow.solver"),
+        (["bwflow", "sweep", "--flow.solver", "Kv"], "Kvaerno3"),
+    ):
+        line = " ".join(words)
+        code = f"""
+            source ./complete.sh
+            COMP_WORDS=({line}) COMP_CWORD={len(words) - 1}
+            COMP_LINE='{line}' COMP_POINT={len(line)}
+            complete=$(complete -p bwflow); complete=${{complete#* -F }}
+            ${{complete% *}} bwflow '{words[-1]}' '{words[-2]}'
+            printf '%s\\n' "${{COMPREPLY[@]}}"
+        """
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
+        assert found in [word.strip() for word in done.stdout.splitlines()], done
+
+
+def test_a_report_of_the_store_in_the_working_directory_goes_beside_it(
+    results, folder, monkeypatch
+):
+    name = results.split("/")[1]
+    monkeypatch.chdir(results)
+    assert cli.main(["report", "."]) == 0
+    assert {path.name for path in (folder / "results").iterdir()} == {name, f"{name}-report"}
+
+
+def test_without_a_tolerance_a_study_is_run_to_the_end_and_reported(folder, capsys):
+    arguments = ["--tolerance", "0", "--descent.num-steps", "60", "--store", "here"]
+    assert cli.main(["sweep", "spec.toml", "--no-progress", *arguments]) == 0
+    ds = store.read("here")
+    assert np.isinf(ds["hit"]).all()
+    assert (ds["num_steps"] == 60).all()
+    assert cli.main(["report", "here"]) == 0
+    assert "since the tolerance is 0" in capsys.readouterr().out
+
+
+def test_runs_that_diverge_are_reported_as_failed(folder, capsys):
+    """Their numbers, infinite and NaN, are no reason not to print the table and draw the rest."""
+    arguments = ["--descent.learning-rate", "1e9", "--store", "here", "--descent.num-steps", "99"]
+    assert cli.main(["sweep", "spec.toml", "--no-progress", *arguments]) == 0
+    assert not store.read("here")["success"].any()
+    assert cli.main(["report", "here"]) == 0
+    assert cli.main(["show", "here"]) == 0
+    assert "4: 0 arrived, 4 failed" in capsys.readouterr().out
+
+
+def test_options_may_be_joined_to_their_values(folder, capsys):
+    arguments = ["--tau=0.5", "--network.gamma=-2", "--store=a b/c", "--dry-run"]
+    assert cli.main(["sweep", "spec.toml", *arguments]) == 0
+    output = capsys.readouterr().out
+    assert "2 runs" in output
+    assert output.endswith("store   a b/c\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")],
+    ids=["host", "device"],
+)
+def test_a_lack_of_memory_ends_with_1_and_advice(error, capsys, monkeypatch):
+    def run(*_, **__):
+        raise error
+
+    monkeypatch.setattr("bwflow.study.run", run)
+    assert cli.main(["sweep", "spec.toml"]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("bwflow: out of memory; a lower batch_size")
+    assert output.err.count("\n") == 1
 
 
 def test_an_interrupt_ends_with_130(capsys, monkeypatch):
