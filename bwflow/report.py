@@ -127,7 +127,7 @@ def describe(ds: xr.Dataset) -> str:
     lines = [
         ("study", spec.slug),
         ("target", f"{spec.target.kind}, n = {ds.sizes['eigenvalue']}"),
-        ("loss", f"{spec.loss}, {spec.precision}"),
+        ("minimised", f"{spec.loss}, in {spec.precision}"),
         *((f"axis {name}", _values(ds[name].values)) for name in axes),
         ("runs", f"{ds['hit'].size}: {arrived} arrived, {ended} failed"),
     ]

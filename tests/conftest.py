@@ -22,13 +22,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of rounding-level accuracy have nothing to say in float32."""
+    """Tests of rounding-level accuracy, or of no precision at all, say nothing more in float32."""
     if jax.config.jax_enable_x64:
         return
-    skip = pytest.mark.skip(reason="asserts float64 accuracy")
+    reasons = {"float64": "asserts float64 accuracy", "once": "was run in float64"}
     for item in items:
-        if item.get_closest_marker("float64"):
-            item.add_marker(skip)
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

@@ -242,6 +242,7 @@ ESTIMATED = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dynamics", ["flow", "descent"])
 @pytest.mark.parametrize("case", ESTIMATED)
 def test_a_plan_is_right_about_memory(case, dynamics, monkeypatch):
@@ -297,12 +298,13 @@ def test_show_says_what_a_store_holds(results, folder, capsys):
     said = dict(re.split("  +", line, maxsplit=1) for line in output.out.splitlines())
     assert said["study"] == Experiment.from_toml("spec.toml").slug
     assert said["target"] == "geometric, n = 2"
+    assert said["minimised"] == f"bures_wasserstein, in {PRECISION}"
     assert said["loss"] == "loss [loss] by save"
     assert said["axis tau"] == "0, 0.1"
     arrived = int(np.isfinite(store.read(results)["hit"]).sum())
     assert said["runs"] == f"4: {arrived} arrived, 0 failed"
     assert said["step"] == "6 records up to 10"
-    assert said["gradient_norm"].endswith("[loss / parameter]")
+    assert said["gradient_norm"].endswith("[loss / parameter] by save")
     assert said["versions"].startswith(
         f"bwflow {metadata.version('bwflow')}, jax {jax.__version__}"
     )

@@ -16,6 +16,8 @@ from helpers import X64
 from bwflow import cli, store, study
 from bwflow.experiment import Experiment
 
+pytestmark = pytest.mark.once
+
 NAN, INF = float("nan"), float("inf")
 RNG = np.random.default_rng(0)
 ROWS = []

@@ -15,6 +15,8 @@ from bwflow import _names, covariances, diagnostics, initializers
 from bwflow._types import Initializer
 from bwflow.experiment import TargetSpec
 
+pytestmark = pytest.mark.once
+
 SOLVERS = get_args(_names.Solver)
 OPTIMIZERS = get_args(_names.Optimizer)
 

@@ -38,6 +38,8 @@ from bwflow import cli, store, study
 from bwflow.diagnostics import QUANTITIES
 from bwflow.experiment import Experiment
 
+pytestmark = pytest.mark.once
+
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "authors-script.md").read_text(encoding="utf-8")
 PRECISION = by_precision("float64", "float32")
 DTYPE = np.dtype(PRECISION)
