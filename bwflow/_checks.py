@@ -8,6 +8,7 @@ a concrete array would be traced, and outside it would be compiled before the ne
 """
 
 import inspect
+import operator
 import reprlib
 from collections.abc import Collection, Sequence
 from typing import Any, TypeGuard
@@ -130,10 +131,14 @@ def scalar(
 
 def integer(name: str, x: object, *, minimum: int) -> int:
     """`x` as a Python integer of at least `minimum`."""
-    if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < minimum:
+    try:
+        number = minimum - 1 if isinstance(x, (bool, np.bool_)) else operator.index(x)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        number = minimum - 1
+    if number < minimum:
         kind = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
         raise ValueError(f"{name} must be {kind}; got {shown(x)}.")
-    return int(x)
+    return number
 
 
 def positive_int(name: str, x: object) -> int:
@@ -143,7 +148,8 @@ def positive_int(name: str, x: object) -> int:
 
 def widths(name: str, x: Sequence[int]) -> tuple[int, ...]:
     """`x` as a tuple of two or more Python integers of at least one."""
-    if not isinstance(x, (Sequence, np.ndarray)) or len(x) < 2:
+    listed = isinstance(x, Sequence) or (isinstance(x, (np.ndarray, Array)) and x.ndim > 0)
+    if not listed or len(x) < 2:
         raise ValueError(
             f"{name} must have at least two entries (d_0, ..., d_N), which are positive integers; "
             f"got {shown(x)}."

@@ -1,5 +1,7 @@
 """Records of plain data that bring their fields to the declared types and hold them to rules."""
 
+import contextlib
+import contextvars
 import dataclasses
 import difflib
 import functools
@@ -7,12 +9,27 @@ import json
 import math
 import struct
 import typing
+from collections.abc import Collection, Iterator
+from pathlib import PurePath
 from typing import Any, ClassVar, Literal, TypeVar
 
 _S = TypeVar("_S")
 
 Rules = dict[str, tuple[bool, str]]
 """Per field: whether its rule holds, and what is expected."""
+
+
+_RULED = contextvars.ContextVar("_RULED", default=True)
+
+
+@contextlib.contextmanager
+def without_rules() -> Iterator[None]:
+    """Records made here are of the declared types, but held to no rules."""
+    token = _RULED.set(False)
+    try:
+        yield
+    finally:
+        _RULED.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +43,7 @@ class Spec:
         for name, hint in _hints(type(self)).items():
             value = _convert(hint, getattr(self, name), self._table + name)
             object.__setattr__(self, name, value)
-        for name, (holds, expected) in self._rules().items():
+        for name, (holds, expected) in self._rules().items() if _RULED.get() else ():
             if not holds:
                 got = getattr(self, name)
                 raise ValueError(f"{self._table}{name} must be {expected}; got {got!r}.")
@@ -64,6 +81,10 @@ def _hints(kind: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
 
+def _fields(hint: Any) -> Collection[str]:
+    return _hints(hint) if isinstance(hint, type) and issubclass(hint, Spec) else ()
+
+
 def build(kind: type, data: Any, where: str) -> Any:
     """An instance of a spec class from plain data; unknown keys get the nearest known one."""
     if not isinstance(data, dict):
@@ -73,7 +94,9 @@ def build(kind: type, data: Any, where: str) -> Any:
     hints = _hints(kind)
     for key in data:
         if key not in hints:
-            advice = nearest(key, hints) or f"known: {', '.join(hints)}."
+            near = [where + name for name in difflib.get_close_matches(str(key), hints, 1)]
+            near += [f"{name}.{key}" for name, h in hints.items() if key in _fields(h)]
+            advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(hints)}."
             raise ValueError(f"unknown key {where + str(key)!r}; {advice}")
     return kind(**{key: _convert(hints[key], value, where + key) for key, value in data.items()})
 
@@ -91,10 +114,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and issubclass(hint, Spec):
         return value if isinstance(value, hint) else build(hint, value, where + ".")
     if typing.get_origin(hint) is tuple:
-        values = value if isinstance(value, (list, tuple)) else [value]
+        values = value if isinstance(value, (list, tuple, range)) else [value]
         return tuple(_convert(typing.get_args(hint)[0], item, where) for item in values)
     if typing.get_origin(hint) is Literal:
         return _chosen(typing.get_args(hint), value, where)
+    if hint is str and isinstance(value, PurePath):
+        value = str(value)
     if hint is float and type(value) is int and abs(value) < 2**1000:
         value = float(value)
     if type(value) is not hint:

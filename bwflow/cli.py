@@ -5,6 +5,7 @@ caches are read from the environment when jax and equinox are imported.
 """
 
 import contextlib
+import difflib
 import io
 import os
 import platform
@@ -20,7 +21,7 @@ try:
 except ImportError:
     sys.exit("bwflow: the command line needs tyro: pip install 'bwflow[sweep]'")
 
-from bwflow._spec import nearest
+from bwflow._spec import nearest, without_rules
 from bwflow.experiment import Experiment
 
 Flag: TypeAlias = tyro.conf.FlagCreatePairsOff[bool]
@@ -103,18 +104,34 @@ def _sentence(box: str) -> str:
             sections.append("")
     _, wrong, *advice = [section.strip() for section in sections if section] + [box]
     wrong = re.sub(r"^Error parsing (?!-)\S+: ", "", wrong)  # a record, whose message names its key
-    near = [
-        found[1]
-        for found in (re.match("(?:Perhaps|Arguments similar)[^:]*: (--[^ ,]+)", x) for x in advice)
-        if found
-    ]
-    return wrong.rstrip(".") + (f"; did you mean {', '.join(near)}?" if near else ".")
+    return wrong.rstrip(".") + _advice(wrong, " ".join(advice))
+
+
+def _advice(wrong: str, shown: str) -> str:
+    """How the sentence ends: with what was probably meant, from the flags that the parser shows."""
+    choice = re.match(r"invalid choice '(.*)' for .*\((.*)\)", wrong)
+    if choice:
+        near = nearest(choice[1], re.findall("'([^']*)'", choice[2]))
+        return f"; {near}" if near else "."
+    if "Could not find valid parse" in wrong:
+        if ".toml'" in wrong:
+            return "; the spec must come first: bwflow sweep SPEC.toml [options]."
+        return "; lists are written with spaces, as in --tau 0 0.1."
+    if not wrong.startswith("Unrecognized options: "):
+        return "."
+    typed = wrong.removeprefix("Unrecognized options: ").rstrip(".").split(", ")
+    if {"true", "false"} & {word.lower() for word in typed}:
+        return "; flags take no value: --progress turns one on, --no-progress off."
+    flags = set(re.findall(r"(?<!\S)--[a-z][\w.-]*", shown)) - set(typed)
+    near = [found for word in typed for found in difflib.get_close_matches(word, flags, n=1)]
+    return f"; did you mean {', '.join(near)}?" if near else "."
 
 
 def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Callable[[], None]]]:
     """The subcommands; every field of a spec is an option whose default the spec gives."""
     spec_file = _spec_file(arguments)
-    given = Experiment() if spec_file is None else Experiment.from_toml(spec_file)
+    with without_rules():  # which what is given beside the file may satisfy
+        given = Experiment() if spec_file is None else Experiment.from_toml(spec_file)
     shipped = _shipped("demo-full" if "--full" in arguments else "demo")
 
     def sweep(
@@ -151,7 +168,7 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Callable[[], 
             raise ValueError(f"the spec {spec} must come first: bwflow sweep {spec} [options].")
         path = store or RESULTS / experiment.slug
         if dry_run:
-            return lambda: _plan(experiment, path)
+            return lambda: _plan(experiment, path, overwrite)
         return lambda: _sweep_and_say(experiment, path, overwrite, progress)
 
     def demo(
@@ -171,51 +188,53 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Callable[[], 
         del full  # it chose the spec whose fields are the defaults here
         folder = RESULTS / experiment.slug
         if dry_run:
-            return lambda: _plan(experiment, folder / "store")
+            return lambda: _plan(experiment, folder / "store", False)
         return lambda: _demo(experiment, folder, progress)
-
-    def report(
-        store: Store,
-        out: Path | None = None,
-    ) -> Callable[[], None]:
-        """Print the convergence statistics of a store; write them and the figure to a folder.
-
-        Args:
-            store: Folder of the store.
-            out: Folder for table.txt and figure.png; STORE-report by default.
-        """
-        return lambda: _report(store, out)
-
-    def show(
-        store: Store,
-        spec: Flag = False,
-    ) -> Callable[[], None]:
-        """Print what a store holds: axes, records, how its runs ended, versions.
-
-        Args:
-            store: Folder of the store.
-            spec: Print the spec of its study instead, as a spec file.
-        """
-        return lambda: _show(store, spec)
-
-    def completion(
-        shell: tyro.conf.Positional[Literal["bash", "zsh"]],
-    ) -> Callable[[], None]:
-        """Print a script that completes commands, options and choices in a shell.
-
-        Args:
-            shell: The shell; for bash: bwflow completion bash > ~/.local/share/bash-completion/
-                completions/bwflow
-        """
-        return lambda: _completion(shell)
 
     return {
         "sweep": sweep,
-        "report": report,
-        "show": show,
+        "report": _report_command,
+        "show": _show_command,
         "demo": demo,
-        "completion": completion,
+        "completion": _completion_command,
     }
+
+
+def _report_command(
+    store: Store,
+    out: Path | None = None,
+) -> Callable[[], None]:
+    """Print the convergence statistics of a store; write them and the figure to a folder.
+
+    Args:
+        store: Folder of the store.
+        out: Folder for table.txt and figure.png; STORE-report by default.
+    """
+    return lambda: _report(store, out)
+
+
+def _show_command(
+    store: Store,
+    spec: Flag = False,
+) -> Callable[[], None]:
+    """Print what a store holds: axes, records, how its runs ended, versions.
+
+    Args:
+        store: Folder of the store.
+        spec: Print the spec of its study instead, as a spec file.
+    """
+    return lambda: _show(store, spec)
+
+
+def _completion_command(
+    shell: tyro.conf.Positional[Literal["bash", "zsh"]],
+) -> Callable[[], None]:
+    """Print a script that completes commands, options and choices in a shell.
+
+    Args:
+        shell: The shell. In bash: eval "$(bwflow completion bash)".
+    """
+    return lambda: _completion(shell)
 
 
 def _spec_file(arguments: Sequence[str]) -> str | None:
@@ -252,17 +271,25 @@ def _sweep(experiment: Experiment, path: Path, overwrite: bool, progress: bool) 
     _configure(experiment.precision)
     from bwflow import store, study
 
-    store.check_place(path)
-    if path.exists():
-        held = store.read(path).attrs.get("experiment")  # refuses what is not a store
-        if held == experiment.to_json() and not overwrite:
-            print(f"{path} holds this study already", file=sys.stderr)
-            return
-        if not overwrite:
-            raise ValueError(
-                f"store {path} holds another study; choose another --store or pass --overwrite."
-            )
+    if _held(experiment, path, overwrite):
+        print(f"{path} holds this study already", file=sys.stderr)
+        return
     store.write(study.run(experiment, progress=progress), path, overwrite=overwrite)
+
+
+def _held(experiment: Experiment, path: Path, overwrite: bool) -> bool:
+    """Whether the study is there and is to stay; refused if another one is, or none can be."""
+    from bwflow import store
+
+    store.check_place(path)
+    if not path.exists():
+        return False
+    held = store.read(path).attrs.get("experiment")  # refuses what is no store
+    if overwrite or held == experiment.to_json():
+        return not overwrite
+    raise ValueError(
+        f"store {path} holds another study; choose another --store or pass --overwrite."
+    )
 
 
 def _sweep_and_say(experiment: Experiment, path: Path, overwrite: bool, progress: bool) -> None:
@@ -275,15 +302,16 @@ def _demo(experiment: Experiment, folder: Path, progress: bool) -> None:
     _report(folder / "store", folder)
 
 
-def _plan(experiment: Experiment, path: Path) -> None:
+def _plan(experiment: Experiment, path: Path, overwrite: bool) -> None:
     from bwflow import plan
 
+    held = _held(experiment, path, overwrite)
     n = experiment.target.dim
     if n is None:
         from bwflow import study
 
         n = study.target_size(experiment.target)
-    print(f"{plan.describe(experiment, n)}\nstore   {path}")
+    print(f"{plan.describe(experiment, n)}\nstore   {path}{', which holds this study' * held}")
 
 
 def _report(path: Path, folder: Path | None) -> None:
@@ -307,10 +335,13 @@ def _show(path: Path, spec: bool) -> None:
 
 
 def _completion(shell: str) -> None:
-    with contextlib.suppress(SystemExit):  # with which it ends
+    script = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(script):  # with which it ends
         tyro.extras.subcommand_cli_from_dict(
             _commands([]), args=["--tyro-print-completion", shell], prog="bwflow"
         )
+    # Names of files are completed where no option is, as they are without the script.
+    print(script.getvalue().replace("complete -F", "complete -o default -F"), end="")
 
 
 def _version() -> None:

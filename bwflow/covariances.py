@@ -149,8 +149,9 @@ def sampling_error(X: ArrayLike, *, ddof: int = 0) -> Scalar:
     Notes
     -----
     This wants many more samples than the rank `m`: with 100 Gaussian samples of rank 8 it is 4%
-    too small, with 30 of them 14%, and more where tails are heavy. Cost: one thin SVD and a product
-    of size `N m^2`. Derivatives cost `N n^3`; they are finite at repeated eigenvalues.
+    too small, with 30 of them 14%, and more where tails are heavy; of two it says nothing. Cost:
+    one thin SVD and a product of size `N m^2`. Derivatives cost `N n^3`; they are finite at
+    repeated eigenvalues.
 
     Examples
     --------

@@ -93,12 +93,11 @@ def gradient_descent(
      [0. 2.]]
     """
     params = checked_start(loss, params, factorization, probe)
-    _checks.instance(
-        "optimizer",
-        optimizer,
-        optax.GradientTransformation,
-        "an optax transformation, such as optax.sgd(0.1)",
-    )
+    if not all(callable(getattr(optimizer, method, None)) for method in ("init", "update")):
+        raise ValueError(
+            "optimizer must be an optax transformation, such as optax.sgd(0.1); "
+            f"got {_checks.shown(optimizer)}."
+        )
     num_steps = _checks.positive_int("num_steps", num_steps)
     save_every = _checks.positive_int("save_every", save_every)
     check_until(until)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
 
@@ -314,10 +315,11 @@ def recorded(probe: Any, loss: Loss, params: Params) -> dict[str, Array]:
     _checks.takes("probe", probe, _PROBE, loss, params)
     rows = probe(loss, params)
     if not isinstance(rows, Mapping) or not all(
-        isinstance(name, str) and isinstance(row, Array) for name, row in rows.items()
+        isinstance(name, str) and isinstance(row, (Array, np.ndarray, np.generic, float, int))
+        for name, row in rows.items()
     ):
         raise ValueError(f"probe must return a dict of arrays by name; got {_checks.shown(rows)}.")
-    return dict(rows)
+    return {name: jnp.asarray(row) for name, row in rows.items()}
 
 
 def checked_start(loss: Any, params: Any, factorization: Any, probe: Any) -> Params:

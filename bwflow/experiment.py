@@ -108,7 +108,7 @@ class NetworkSpec(Spec):
     gamma: float = 1.0
     """Makes the standard deviation of gaussian entries d^(-gamma/2) where std is 0."""
     scale: float = 1.0
-    """Factor on the start's layers (on its end-to-end matrix if evenly split)."""
+    """Factor on the start's layers (on its end-to-end matrix if evenly split; not near_target)."""
     min_singular_value: float = 0.0
     """Least singular value of the end-to-end matrix (balanced, rebalanced)."""
     rank: int = 0

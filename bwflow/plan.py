@@ -80,7 +80,7 @@ def _cell(experiment: Experiment, dynamics: str, widths: tuple[int, ...]) -> Cel
     record = sum(math.prod(sizes[d] for d in QUANTITIES[name].dims) for name in experiment.probe)
     kept = number * records * record
     run_bytes = number * (10 * n * n + states * params) + copies * kept
-    fitting = max(1, int(experiment.memory_limit_gb * 2**30 / run_bytes))
+    fitting = max(1, int(experiment.memory_limit_gb * 1e9 / run_bytes))
     size = min(runs, experiment.batch_size or min(fitting, LARGEST_CHUNK))
     gradient = 1e-6 * (2 + 0.12 * n**2 + 0.003 * n**3)
     return Cell(

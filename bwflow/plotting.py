@@ -146,7 +146,7 @@ def slices(
     samples: Mapping[str, ArrayLike],
     *,
     planes: Sequence[tuple[int, int]] = ((0, 1),),
-    axes: Sequence[Axes] | None = None,
+    axes: Axes | Sequence[Axes] | np.ndarray | None = None,
 ) -> Figure:
     """Sets of samples in planes of two coordinates, a panel per plane.
 
@@ -194,19 +194,21 @@ def slices(
     _check_planes(planes, next(iter(sets.values())).shape[1])
     if axes is None:
         size = (0.4 + 3.2 * len(planes), 4.0)
-        panels = plt.subplots(1, len(planes), squeeze=False, layout="constrained", figsize=size)[1]
-        axes = list(panels[0])
-    if len(axes) != len(planes):
-        raise ValueError(f"axes must be one per plane, {len(planes)}; got {len(axes)}.")
-    for plane, ax in zip(planes, axes, strict=True):
+        axes = plt.subplots(1, len(planes), squeeze=False, layout="constrained", figsize=size)[1]
+    panels = np.ravel(np.asarray(axes, object)).tolist()
+    for ax in panels:
+        _checks.instance("axes", ax, Axes, "Axes of matplotlib")
+    if len(panels) != len(planes):
+        raise ValueError(f"axes must be one per plane, {len(planes)}; got {len(panels)}.")
+    for plane, ax in zip(planes, panels, strict=True):
         for index, (label, X) in enumerate(sets.items()):
             _draw_set(ax, X[:, plane], label, index)
         ax.set_aspect("equal", adjustable="datalim")
         ax.set_box_aspect(1)
         ax.set(xlabel=f"coordinate {plane[0]}", ylabel=f"coordinate {plane[1]}")
     columns = -(-len(sets) // 3)
-    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
-    return axes[0].figure.figure
+    panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
+    return panels[0].figure.figure
 
 
 def _sample_sets(samples: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
@@ -234,7 +236,8 @@ def _check_planes(planes: Sequence[tuple[int, int]], dim: int) -> None:
         raise ValueError("planes must hold at least one pair of coordinates; got none.")
     for plane in planes:
         pair = tuple(plane) if np.iterable(plane) else ()
-        if len(pair) != 2 or not all(type(i) is int and 0 <= i < dim for i in pair):
+        whole = all(isinstance(i, (int, np.integer)) and 0 <= i < dim for i in pair)
+        if len(pair) != 2 or not whole:
             raise ValueError(f"planes must be pairs of coordinates below {dim}; got {plane!r}.")
 
 

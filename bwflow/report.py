@@ -109,6 +109,8 @@ def experiment_of(ds: xr.Dataset) -> Experiment:
     ValueError
         If the dataset does not come from `bwflow.study.run`.
     """
+    if not isinstance(ds, xr.Dataset):
+        raise ValueError(f"ds must be a dataset of bwflow.study.run; got {type(ds).__name__}.")
     spec, missing = ds.attrs.get("experiment"), _AXES - set(ds["hit"].dims if "hit" in ds else ())
     if not isinstance(spec, str) or missing:
         lacks = (
@@ -133,7 +135,8 @@ def describe(ds: xr.Dataset) -> str:
     ]
     for clock in ("time", "step"):
         if clock in ds:
-            lines.append((clock, f"{ds.sizes['save']} records up to {float(ds[clock].max()):g}"))
+            records = int(ds[clock].notnull().sum("save").max())
+            lines.append((clock, f"{records} records up to {float(ds[clock].max()):g}"))
     for name, variable in sorted(ds.data_vars.items()):
         own = ", ".join(str(dim) for dim in variable.dims if dim not in axes)
         label = f"{variable.attrs.get('long_name', '')} [{variable.attrs.get('units', '1')}]"

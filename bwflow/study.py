@@ -74,7 +74,7 @@ def run(experiment: Experiment, *, progress: bool = True) -> xr.Dataset:
         },
         traced={"tau": np.asarray(experiment.tau, dtype), "seed": np.arange(experiment.seeds)},
         batch_size=min(experiment.batch_size, len(experiment.tau) * experiment.seeds) or None,
-        memory_limit=experiment.memory_limit_gb * 2**30,
+        memory_limit=experiment.memory_limit_gb * 1e9,
         progress=progress,
     )
     spectrum = np.zeros(target.dim, dtype)
@@ -139,10 +139,12 @@ def _read_target(spec: TargetSpec, dtype: Any) -> Target:
     if spec.kind == "file":
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
             data = read_matrix(spec.path).astype(dtype)
+        square = data.shape[0] == data.shape[1]
         try:
-            return Target(data) if data.shape[0] == data.shape[1] else Target.from_samples(data)
+            return Target(data) if square else Target.from_samples(data)
         except ValueError as error:
-            raise ValueError(f"target.path {spec.path!r}: {error}") from None
+            kind = "square, so a covariance" if square else "samples in rows"
+            raise ValueError(f"target.path {spec.path!r} ({kind}): {error}") from None
     try:
         from sklearn.datasets import load_digits
     except ImportError:

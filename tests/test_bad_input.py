@@ -692,7 +692,6 @@ rows(
         "array returned": (lambda loss, params: loss(params[0]), RECORDED),
         "list returned": (lambda loss, params: [params[0]], RECORDED + r"\["),
         "None returned": (lambda loss, params: None, RECORDED + "None"),
-        "number in the dict": (lambda loss, params: {"one": 1.0}, RECORDED + r"\{'one': 1.0\}"),
         "dict in the dict": (lambda loss, params: {"W": {"1": params[0]}}, RECORDED + r"\{'W'"),
         "number as name": (lambda loss, params: {1: params[0]}, RECORDED + r"\{1"),
     },

@@ -486,3 +486,22 @@ def test_the_demo_prints_its_table_and_is_not_run_twice(folder):
     assert second.stdout == first.stdout
     assert second.stderr == f"{name}/store holds this study already\n"
     assert state(results / "store") == before
+
+
+def test_an_option_may_mend_what_the_file_lacks(folder, capsys):
+    """The rules are those of the whole, not of the file alone."""
+    (folder / "spec.toml").write_text(SPEC + 'optimizer = "adam"\n', encoding="utf-8")
+    line = refusal(capsys, "sweep", "spec.toml", "--dry-run")
+    assert "descent.learning_rate must be positive" in line
+    for options in (["--descent.learning-rate", "0.1"], ["--dynamics", "flow"]):
+        assert cli.main(["sweep", "spec.toml", *options, "--dry-run"]) == 0
+    capsys.readouterr()
+
+
+def test_a_dry_run_says_what_is_at_the_place(results, capsys):
+    assert cli.main(["sweep", "spec.toml", "--dry-run"]) == 0
+    assert capsys.readouterr().out.endswith(f"store   {results}, which holds this study\n")
+    place = ["sweep", "spec.toml", "--store", results, "--tau", "0.2", "--dry-run"]
+    assert "holds another study" in refusal(capsys, *place)
+    assert cli.main([*place, "--overwrite"]) == 0
+    capsys.readouterr()

@@ -157,7 +157,7 @@ field(
 field(
     "flow.endtime",
     3,
-    "unknown key 'flow.endtime'; did you mean 'end_time'",
+    "unknown key 'flow.endtime'; did you mean 'flow.end_time'",
     option=("3", r"Unrecognized options: --flow.endtime.* did you mean --flow.end-time\?"),
 )
 field(
@@ -167,6 +167,15 @@ sweep(
     "joined", ["spec.toml", "--sedes=3"], r"Unrecognized options: --sedes.* did you mean --seeds\?"
 )
 sweep("a shortened option", ["spec.toml", "--max-steps", "3"], r"did you mean --flow.max-steps\?")
+sweep(
+    "a flag's other half", ["spec.toml", "--target.no-normalise"], r"mean --target.no-normalize\?"
+)
+sweep("a flag turned off", ["spec.toml", "--target.normalize", "false"], "flags take no value")
+sweep("a near choice", ["spec.toml", "--flow.solver", "tsit5"], r"; did you mean 'Tsit5'\?")
+sweep("commas", ["spec.toml", "--tau", "0,0.1"], "lists are written with spaces, as in --tau 0 0.1")
+row("the spec as a value", ["sweep", "--tau", "0", "spec.toml"], "the spec must come first")
+sweep("a field at the top", ["spec.toml"], "did you mean 'network.depth'", spec="depth = 3")
+sweep("a field in its table", ["spec.toml"], r"did you mean 'target.n'\?", spec="target.nn = 3")
 sweep("one dash", ["spec.toml", "-seeds", "3"], "Unrecognized options: -seeds, 3")
 
 # --- commands and files --------------------------------------------------------------------------

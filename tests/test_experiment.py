@@ -299,8 +299,8 @@ def test_the_slug_is_that_of_what_is_meant():
     ("data", "message"),
     [
         ({"seed": 3}, "unknown key 'seed'; did you mean 'seeds'?"),
-        ({"target": {"kinds": "step"}}, "unknown key 'target.kinds'; did you mean 'kind'?"),
-        ({"flow": {"endtime": 1.0}}, "unknown key 'flow.endtime'; did you mean 'end_time'?"),
+        ({"target": {"kinds": "step"}}, "unknown key 'target.kinds'; did you mean 'target.kind'?"),
+        ({"flow": {"endtime": 1.0}}, "unknown key 'flow.endtime'; did you mean 'flow.end_time'?"),
         ({"descent": {"zzz": 1}}, "unknown key 'descent.zzz'; known: optimizer, learning_rate, "),
         ({1: 2}, "unknown key '1'; known: name, target, "),
     ],
