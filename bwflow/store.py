@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import xarray as xr
+from zarr.storage import LocalStore  # of a path as it stands: ~ and :: have no other meaning
 
 _PACKAGES = ("bwflow", "jax", "jaxlib", "diffrax", "optax")
 
@@ -48,7 +49,7 @@ def write(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
         draft = Path(folder) / "store"
         versions = {name: version(name) for name in _PACKAGES}
         ds.assign_attrs(versions=json.dumps(versions)).to_zarr(
-            draft, mode="w-", zarr_format=3, consolidated=False
+            LocalStore(draft), mode="w-", zarr_format=3, consolidated=False
         )
         if path.exists():
             os.rename(path, Path(folder) / "replaced")
@@ -88,7 +89,7 @@ def read(path: str | Path) -> xr.Dataset:
     if not _is_store(path):
         raise ValueError(f"store {path} is not a Zarr store.")
     try:
-        return xr.open_zarr(path, consolidated=False).load()
+        return xr.open_zarr(LocalStore(path, read_only=True), consolidated=False).load()
     except Exception as error:  # whatever the layers below make of damaged files
         raise ValueError(f"store {path} cannot be read: {error}.") from error
 

@@ -71,8 +71,8 @@ def test_solvers_run_a_flow(name):
     loss, start = problem()
     times = jnp.array([0.0, 0.5])
     run = bw.gradient_flow(loss, start, getattr(diffrax, name)(), times=times, rtol=1e-4, atol=1e-6)
-    expected = (1.25 * np.exp(-1.0) ** 2, 1e-3)
-    assert abs(float(run.probes["loss"][-1]) - expected[0]) < expected[1]
+    accuracy = 5e-3 if name == "ImplicitEuler" else 1e-3  # of first order
+    assert abs(float(run.probes["loss"][-1]) - 1.25 * np.exp(-2.0)) < accuracy
 
 
 def test_optimizers_lower_the_loss():

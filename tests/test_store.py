@@ -103,6 +103,15 @@ def test_a_store_is_replaced_whole(ds, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
+@pytest.mark.parametrize("name", ["~", "~/new", "a::b", "s3://a", "a b", "$HOME"])
+def test_a_path_is_taken_as_it_stands(ds, tmp_path, monkeypatch, name):
+    """As the shell has left it: nothing is written elsewhere, such as to the home folder."""
+    monkeypatch.chdir(tmp_path)
+    store.write(ds, name)
+    assert (tmp_path / name / "zarr.json").is_file()
+    xr.testing.assert_identical(without_versions(store.read(name)), ds)
+
+
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_only_stores_are_replaced(ds, tmp_path, kind):
     """A slip of the path must not cost a folder of other things."""
