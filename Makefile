@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest
+WORKERS ?= -n 2 --dist loadfile
 
 .PHONY: demo demo-full test test-slow test-float32 lint docs-tests benchmarks constraints clean
 
@@ -16,10 +17,10 @@ demo-full: $(VENV)/.demo  ## the same on the full 8 x 8 images (64 x 64 covarian
 	$(BIN)/bwflow demo --full $(OPTIONS)
 
 test: $(VENV)/.test  ## the test suite in double precision
-	JAX_ENABLE_X64=1 $(PYTEST) $(PYTEST_OPTIONS)
+	JAX_ENABLE_X64=1 $(PYTEST) $(WORKERS) $(PYTEST_OPTIONS)
 
 test-float32: $(VENV)/.test  ## the same in single precision
-	JAX_ENABLE_X64=0 $(PYTEST) $(PYTEST_OPTIONS)
+	JAX_ENABLE_X64=0 $(PYTEST) $(WORKERS) $(PYTEST_OPTIONS)
 
 test-slow: $(VENV)/.test  ## whole processes: the demo, notebooks, benchmarks at smoke size
 	JAX_ENABLE_X64=1 $(PYTEST) -m slow $(PYTEST_OPTIONS)
