@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: demo demo-full test test-slow test-float32 lint docs-tests benchmarks constraints clean
+.PHONY: demo demo-full test test-slow test-float32 soak lint docs-tests benchmarks constraints clean
 
 demo: $(VENV)/.demo  ## the main job on handwritten digits; OPTIONS="--seeds 128" changes the spec
 	$(BIN)/bwflow demo $(OPTIONS)
@@ -24,6 +24,9 @@ test-float32: $(VENV)/.test  ## the same in single precision
 
 test-slow: $(VENV)/.test  ## whole processes: the demo, notebooks, benchmarks at smoke size
 	JAX_ENABLE_X64=1 $(PYTEST) -m slow $(PYTEST_OPTIONS)
+
+soak: $(VENV)/.test  ## processes killed 30 times in each way; the log goes to docs/soak.txt
+	BWFLOW_KILLS=30 $(PYTEST) -m slow tests/test_kills.py -s -q | tee docs/soak.txt
 
 docs-tests: $(VENV)/.test  ## the examples in docstrings and README
 	JAX_ENABLE_X64=1 $(PYTEST) --doctest-modules bwflow --doctest-glob=README.md README.md

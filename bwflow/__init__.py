@@ -26,16 +26,20 @@ _MODULES = (
     "covariances",
     "diagnostics",
     "experiment",
+    "export",
     "factors",
     "initializers",
+    "jobs",
     "landscape",
     "linalg",
     "losses",
     "plan",
     "plotting",
+    "progress",
     "report",
     "statistics",
     "store",
+    "stored",
     "study",
     "theory",
     "until",
@@ -47,16 +51,20 @@ if TYPE_CHECKING:
     from bwflow import covariances as covariances
     from bwflow import diagnostics as diagnostics
     from bwflow import experiment as experiment
+    from bwflow import export as export
     from bwflow import factors as factors
     from bwflow import initializers as initializers
+    from bwflow import jobs as jobs
     from bwflow import landscape as landscape
     from bwflow import linalg as linalg
     from bwflow import losses as losses
     from bwflow import plan as plan
     from bwflow import plotting as plotting
+    from bwflow import progress as progress
     from bwflow import report as report
     from bwflow import statistics as statistics
     from bwflow import store as store
+    from bwflow import stored as stored
     from bwflow import study as study
     from bwflow import theory as theory
     from bwflow import until as until
@@ -88,6 +96,7 @@ def _room(name: str):
         return import_module(f"bwflow.{name}")
     except ModuleNotFoundError as error:
         extra = {"xarray": "sweep", "zarr": "sweep", "tqdm": "sweep", "matplotlib": "plot"}
+        extra |= dict.fromkeys(("h5netcdf", "h5py", "pyarrow"), "export")
         if error.name not in extra:
             raise
         advice = f"pip install 'bwflow[{extra[error.name]}]'"

@@ -55,6 +55,8 @@ class Trajectory(eqx.Module):
         The final parameters.
     num_steps
         Steps taken: attempted solver steps of a flow, updates of a descent.
+    num_rejected
+        Of these, solver steps whose error was too large; 0 for a descent.
     hit
         Time or step at which `until` first held; infinity if it never did.
     result
@@ -67,6 +69,7 @@ class Trajectory(eqx.Module):
     probes: dict[str, Array]
     factors: Params
     num_steps: Int[Array, "*batch"]
+    num_rejected: Int[Array, "*batch"]
     hit: Float[Array, "*batch"]
     result: RESULTS
     clock: Literal["time", "step"] = eqx.field(static=True)

@@ -5,13 +5,12 @@ caches are read from the environment when jax and equinox are imported.
 """
 
 import contextlib
-import difflib
 import io
-import os
 import platform
-import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -21,11 +20,12 @@ try:
 except ImportError:
     sys.exit("bwflow: the command line needs tyro: pip install 'bwflow[sweep]'")
 
-from bwflow._spec import nearest, without_rules
+from bwflow._arguments import Flag, parsed, parted
+from bwflow._process import configure
+from bwflow._spec import without_rules
+from bwflow._store_commands import COMMANDS, print_report
 from bwflow.experiment import Experiment
 
-Flag: TypeAlias = tyro.conf.FlagCreatePairsOff[bool]
-Store: TypeAlias = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STORE")]
 Fields: TypeAlias = Annotated[Experiment, tyro.conf.arg(name="")]
 RESULTS = Path("results")
 _DESCRIPTION = """Gradient dynamics of matrix factorisations under the Bures-Wasserstein distance.
@@ -40,8 +40,26 @@ _PACKAGES += ("numpy", "scipy", "xarray", "zarr", "tyro", "matplotlib", "scikit-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 when done, 1 on failure, 2 on bad input, 130 when interrupted."""
+    with _terminable():
+        return _main(arguments)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """A request to terminate, as schedulers send it, is an interruption like that of a keyboard."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run = _parsed(_parted(sys.argv[1:] if arguments is None else arguments))
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    try:
+        run = _asked(parted(sys.argv[1:] if arguments is None else arguments))
         if run is None:
             return 0
         run()
@@ -63,68 +81,10 @@ def _refuse(message: object, code: int) -> int:
     return code
 
 
-def _parted(arguments: Sequence[str]) -> list[str]:
-    """`--key=value` as two arguments, so that a misspelt key is found in either form."""
-    parts = []
-    for argument in arguments:
-        joined = re.fullmatch("(--[^=]+)=([^-].*|)", argument, re.DOTALL)
-        parts += joined.groups() if joined else [argument]
-    return parts
-
-
-def _parsed(arguments: Sequence[str]) -> Callable[[], None] | None:
-    """What the arguments ask for; None if help was all. Refusals are one line, not a box."""
+def _asked(arguments: Sequence[str]) -> Callable[[], None] | None:
     if arguments == ["--version"]:
         return _version
-    commands = _commands(arguments)
-    if not arguments or (not arguments[0].startswith("-") and arguments[0] not in commands):
-        got = arguments[0] if arguments else "none"
-        advice = nearest(got, commands) or "bwflow --help explains them."
-        raise ValueError(f"a command is needed, of {', '.join(commands)}; got {got}; {advice}")
-    refusal = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(refusal):
-            return tyro.extras.subcommand_cli_from_dict(
-                commands, args=arguments, prog="bwflow", description=_DESCRIPTION
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            return None
-        raise ValueError(_sentence(refusal.getvalue())) from None
-
-
-def _sentence(box: str) -> str:
-    """The message in a box: a title, what is wrong, advice, parted by rules."""
-    sections: list[str] = [""]
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
-        words = line.strip(" │|╭╮╰╯─")
-        if words.strip("-"):
-            sections[-1] += f" {words}"
-        if line.startswith("╭") or not words.strip("-"):
-            sections.append("")
-    _, wrong, *advice = [section.strip() for section in sections if section] + [box]
-    wrong = re.sub(r"^Error parsing (?!-)\S+: ", "", wrong)  # a record, whose message names its key
-    return wrong.rstrip(".") + _advice(wrong, " ".join(advice))
-
-
-def _advice(wrong: str, shown: str) -> str:
-    """How the sentence ends: with what was probably meant, from the flags that the parser shows."""
-    choice = re.match(r"invalid choice '(.*)' for .*\((.*)\)", wrong)
-    if choice:
-        near = nearest(choice[1], re.findall("'([^']*)'", choice[2]))
-        return f"; {near}" if near else "."
-    if "Could not find valid parse" in wrong:
-        if ".toml'" in wrong:
-            return "; the spec must come first: bwflow sweep SPEC.toml [options]."
-        return "; lists are written with spaces, as in --tau 0 0.1."
-    if not wrong.startswith("Unrecognized options: "):
-        return "."
-    typed = wrong.removeprefix("Unrecognized options: ").rstrip(".").split(", ")
-    if {"true", "false"} & {word.lower() for word in typed}:
-        return "; flags take no value: --progress turns one on, --no-progress off."
-    flags = set(re.findall(r"(?<!\S)--[a-z][\w.-]*", shown)) - set(typed)
-    near = [found for word in typed for found in difflib.get_close_matches(word, flags, n=1)]
-    return f"; did you mean {', '.join(near)}?" if near else "."
+    return parsed(arguments, _commands(arguments), _DESCRIPTION)
 
 
 def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Callable[[], None]]]:
@@ -143,9 +103,10 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Callable[[], 
         overwrite: Flag = False,
         dry_run: Flag = False,
         example: Flag = False,
+        processes: int = 0,
         progress: bool = True,
     ) -> Callable[[], None]:
-        """Run the study of a spec file and write its store; a finished store of it is kept.
+        """Run the study of a spec file in a store, or go on with it; a finished store is kept.
 
         Args:
             spec: Spec file.
@@ -155,6 +116,7 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Callable[[], 
             overwrite: Replace a store of another study.
             dry_run: Print what would run, with its estimated time and memory, and compile nothing.
             example: Print a spec with all fields explained, to start from.
+            processes: Local processes that compute; 0 is this one, on all its devices.
             progress: Show a progress bar.
         """
         if example:
@@ -169,12 +131,13 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Callable[[], 
         path = store or RESULTS / experiment.slug
         if dry_run:
             return lambda: _plan(experiment, path, overwrite)
-        return lambda: _sweep_and_say(experiment, path, overwrite, progress)
+        return lambda: _sweep_and_say(experiment, path, overwrite, processes, progress)
 
     def demo(
         experiment: Fields = shipped,
         full: Flag = False,
         dry_run: Flag = False,
+        processes: int = 0,
         progress: bool = True,
     ) -> Callable[[], None]:
         """Study how networks of depth 1, 2, 3 learn the covariance of handwritten digits.
@@ -183,47 +146,21 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Callable[[], 
             experiment: Fields of the spec.
             full: Take the full 8 x 8 images instead of their 4 x 4 averages; hours, not minutes.
             dry_run: Print what would run, with its estimated time and memory, and compile nothing.
+            processes: Local processes that compute; 0 is this one, on all its devices.
             progress: Show a progress bar.
         """
         del full  # it chose the spec whose fields are the defaults here
         folder = RESULTS / experiment.slug
         if dry_run:
             return lambda: _plan(experiment, folder / "store", False)
-        return lambda: _demo(experiment, folder, progress)
+        return lambda: _demo(experiment, folder, processes, progress)
 
     return {
         "sweep": sweep,
-        "report": _report_command,
-        "show": _show_command,
+        **COMMANDS,
         "demo": demo,
         "completion": _completion_command,
     }
-
-
-def _report_command(
-    store: Store,
-    out: Path | None = None,
-) -> Callable[[], None]:
-    """Print the convergence statistics of a store; write them and the figure to a folder.
-
-    Args:
-        store: Folder of the store.
-        out: Folder for table.txt and figure.png; STORE-report by default.
-    """
-    return lambda: _report(store, out)
-
-
-def _show_command(
-    store: Store,
-    spec: Flag = False,
-) -> Callable[[], None]:
-    """Print what a store holds: axes, records, how its runs ended, versions.
-
-    Args:
-        store: Folder of the store.
-        spec: Print the spec of its study instead, as a spec file.
-    """
-    return lambda: _show(store, spec)
 
 
 def _completion_command(
@@ -254,52 +191,41 @@ def _shipped(name: str) -> Experiment:
         return Experiment.from_toml(path)
 
 
-def _configure(precision: str) -> None:
-    """Set the process up for jax; what the user has set in the environment stays."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bwflow"
-    os.environ["JAX_ENABLE_X64"] = "1" if precision == "float64" else "0"
-    # Equinox's error checks are host callbacks, and programs with callbacks cannot be cached;
-    # failures are read from the results instead.
-    os.environ.setdefault("EQX_ON_ERROR", "nan")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    # XLA may spread a batch of factorisations over the cores; threads inside each would fight it.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+def _sweep(
+    experiment: Experiment, path: Path, overwrite: bool, processes: int, progress: bool
+) -> None:
+    configure()
+    from bwflow import jobs, stored
 
-
-def _sweep(experiment: Experiment, path: Path, overwrite: bool, progress: bool) -> None:
-    _configure(experiment.precision)
-    from bwflow import store, study
-
-    if _held(experiment, path, overwrite):
+    if _held(experiment, path, overwrite) == "complete":
         print(f"{path} holds this study already", file=sys.stderr)
         return
-    store.write(study.run(experiment, progress=progress), path, overwrite=overwrite)
+    stored.create(experiment, path, overwrite=overwrite)
+    jobs.run(path, processes=processes, progress=progress)
 
 
-def _held(experiment: Experiment, path: Path, overwrite: bool) -> bool:
-    """Whether the study is there and is to stay; refused if another one is, or none can be."""
-    from bwflow import store
+def _held(experiment: Experiment, path: Path, overwrite: bool) -> str:
+    """How far the study is in its store, if it is there; another one is refused."""
+    from bwflow import progress, store, stored
 
     store.check_place(path)
-    if not path.exists():
-        return False
-    held = store.read(path).attrs.get("experiment")  # refuses what is no store
-    if overwrite or held == experiment.to_json():
-        return not overwrite
-    raise ValueError(
-        f"store {path} holds another study; choose another --store or pass --overwrite."
-    )
+    if overwrite or not path.exists():
+        return ""
+    stored.match(experiment, path)
+    found = progress.status(path)
+    return "complete" if found.done == found.runs else f"{found.done} of {found.runs} runs"
 
 
-def _sweep_and_say(experiment: Experiment, path: Path, overwrite: bool, progress: bool) -> None:
-    _sweep(experiment, path, overwrite, progress)
+def _sweep_and_say(
+    experiment: Experiment, path: Path, overwrite: bool, processes: int, progress: bool
+) -> None:
+    _sweep(experiment, path, overwrite, processes, progress)
     print(f"store   {path}\nnext    bwflow report {path}")
 
 
-def _demo(experiment: Experiment, folder: Path, progress: bool) -> None:
-    _sweep(experiment, folder / "store", False, progress)
-    _report(folder / "store", folder)
+def _demo(experiment: Experiment, folder: Path, processes: int, progress: bool) -> None:
+    _sweep(experiment, folder / "store", False, processes, progress)
+    print_report(folder / "store", folder)
 
 
 def _plan(experiment: Experiment, path: Path, overwrite: bool) -> None:
@@ -311,27 +237,8 @@ def _plan(experiment: Experiment, path: Path, overwrite: bool) -> None:
         from bwflow import study
 
         n = study.target_size(experiment.target)
-    print(f"{plan.describe(experiment, n)}\nstore   {path}{', which holds this study' * held}")
-
-
-def _report(path: Path, folder: Path | None) -> None:
-    from bwflow import report, store
-
-    ds = store.read(path)
-    if folder is None:
-        named = path if path.name.strip(".") else path.resolve()  # the working directory, or above
-        folder = named.with_name(f"{named.name}-report")
-    text, written = report.write(ds, folder)
-    print(text, end="\n\n")
-    for name, where in zip(("store", "table", "figure"), (path, *written), strict=True):
-        print(f"{name:7} {where}")
-
-
-def _show(path: Path, spec: bool) -> None:
-    from bwflow import report, store
-
-    ds = store.read(path)
-    print(report.experiment_of(ds).to_toml() if spec else report.describe(ds))
+    there = f", which holds this study: {held}" if held else ""
+    print(f"{plan.describe(experiment, n)}\nstore   {path}{there}")
 
 
 def _completion(shell: str) -> None:

@@ -177,6 +177,7 @@ def _descend(loss, params, optimizer, until, probe, factorization, num_steps, sa
         probes=jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows),
         factors=state.params,
         num_steps=state.step,
+        num_rejected=jnp.zeros((), jnp.int32),
         hit=hit,
         result=RESULTS.where(sound, RESULTS.successful, RESULTS.nonfinite),
         clock="step",

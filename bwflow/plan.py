@@ -57,42 +57,82 @@ def cells(experiment: Experiment, n: int | None = None) -> list[Cell]:
     >>> cell.widths, cell.runs, cell.batches, cell.steps
     ((10, 10, 10), 16, 1, 1000)
     """
+    n, size = _size(experiment, n), chunk(experiment, n)
+    return [_cell(experiment, *program, size) for program in experiment.programs(n)]
+
+
+def chunk(experiment: Experiment, n: int | None = None) -> tuple[int, int]:
+    """Smoothings and seeds of the runs that advance together: one chunk of a store.
+
+    As many as `batch_size` allows or, where that is 0, as the memory limit allows for the largest
+    program, 256 at most: all seeds of several smoothings, or a part of the seeds of one.
+
+    Examples
+    --------
+    >>> import bwflow as bw
+    >>> bw.plan.chunk(bw.Experiment(tau=(0.0, 0.1, 0.2), seeds=100, batch_size=64))
+    (1, 64)
+    >>> bw.plan.chunk(bw.Experiment(tau=(0.0, 0.1, 0.2), seeds=32, batch_size=64))
+    (2, 32)
+    """
+    most = experiment.batch_size
+    if not most:
+        programs = experiment.programs(_size(experiment, n))
+        most = max(_bytes_of_run(experiment, *program)[0] for program in programs)
+        most = max(1, min(LARGEST_CHUNK, int(experiment.memory_limit_gb * 1e9 / most)))
+    seeds = min(experiment.seeds, most)
+    return max(1, min(len(experiment.tau), most // seeds)), seeds
+
+
+def _size(experiment: Experiment, n: int | None) -> int:
     n = experiment.target.dim or n
     if n is None:
         raise ValueError("n must be given: the spec's target is a file, which tells its size.")
-    return [_cell(experiment, *program) for program in experiment.programs(n)]
+    return n
 
 
-def _cell(experiment: Experiment, dynamics: str, widths: tuple[int, ...]) -> Cell:
+def _bytes_of_run(
+    experiment: Experiment, dynamics: str, widths: tuple[int, ...]
+) -> tuple[int, int]:
+    """Memory that a run takes, and that its records take."""
     n, depth = widths[-1], len(widths) - 1
     params = sum(a * b for a, b in pairwise(widths))
-    runs = len(experiment.tau) * experiment.seeds
-    flow, descent = experiment.flow, experiment.descent
     if dynamics == "flow":
-        records, copies = flow.num_saves + 1, 1
-        states, gradients = 26, 7  # stages of Tsit5 and its step
-        steps = min(flow.max_steps, 50 + math.ceil(2 * depth * flow.end_time / 3.3))
+        records, copies = experiment.flow.num_saves + 1, 1
+        states = 26  # stages of Tsit5
     else:
-        steps, states, gradients = descent.updates, 2, 1
-        records, copies = 1 + math.ceil(steps / descent.save_every), 2  # joined to the start's
+        descent, states = experiment.descent, 2
+        records, copies = 1 + math.ceil(descent.updates / descent.save_every), 2  # joined at last
     number = 8 if experiment.precision == "float64" else 4
     sizes = {"rank": min(n, widths[0]), "layer": depth - 1, "eigenvector": n}
     record = sum(math.prod(sizes[d] for d in QUANTITIES[name].dims) for name in experiment.probe)
     kept = number * records * record
-    run_bytes = number * (10 * n * n + states * params) + copies * kept
-    fitting = max(1, int(experiment.memory_limit_gb * 1e9 / run_bytes))
-    size = min(runs, experiment.batch_size or min(fitting, LARGEST_CHUNK))
+    return number * (10 * n * n + states * params) + copies * kept, kept
+
+
+def _cell(
+    experiment: Experiment, dynamics: str, widths: tuple[int, ...], size: tuple[int, int]
+) -> Cell:
+    n, depth = widths[-1], len(widths) - 1
+    runs = len(experiment.tau) * experiment.seeds
+    batches = math.ceil(len(experiment.tau) / size[0]) * math.ceil(experiment.seeds / size[1])
+    run_bytes, kept = _bytes_of_run(experiment, dynamics, widths)
+    if dynamics == "flow":
+        flow, gradients = experiment.flow, 7  # of a step of Tsit5
+        steps = min(flow.max_steps, 50 + math.ceil(2 * depth * flow.end_time / 3.3))
+    else:
+        steps, gradients = experiment.descent.updates, 1
     gradient = 1e-6 * (2 + 0.12 * n**2 + 0.003 * n**3)
     return Cell(
         dynamics,
         widths,
         runs,
-        batches=math.ceil(runs / size),
+        batches=batches,
         steps=steps,
-        batch_bytes=size * run_bytes,
+        batch_bytes=math.prod(size) * run_bytes,
         result_bytes=runs * kept,
         compile_seconds=(5.0 if dynamics == "flow" else 2.0) + 0.3 * depth,
-        run_seconds=math.ceil(runs / size) * size * steps * gradients * gradient,
+        run_seconds=batches * math.prod(size) * steps * gradients * gradient,
     )
 
 

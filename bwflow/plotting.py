@@ -64,7 +64,7 @@ def gap_bands(
     gap = (ds["gap"] / start.where(start > 0)).clip(_floor(ds), _CEILING)
     known = gap.notnull().any("seed").values
     gap, t = gap.isel(save=known), ds[clock].values[known]
-    low, middle, high = (gap.quantile(q, "seed").values for q in (0.25, 0.5, 0.75))
+    low, middle, high = (gap.quantile(q, "seed").values if t.size else t for q in (0.25, 0.5, 0.75))
     ax.fill_between(t, low, high, color=colour, alpha=0.2, linewidth=0)
     ax.plot(t, middle, color=colour, label=label, linewidth=1.6)
     ax.set(xscale="log", yscale="log", xlabel="time t" if clock == "time" else "step")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from bwflow import statistics
+from bwflow import statistics, store
 from bwflow.experiment import Experiment
 
 _HEADER: tuple[str, ...] = (
@@ -25,14 +25,16 @@ _HEADER: tuple[str, ...] = (
 _AXES = {"dynamics", "depth", "bottleneck", "tau", "seed"}
 
 
-def table(ds: xr.Dataset) -> str:
-    """The convergence statistics of a study as aligned text.
+def table(ds: xr.Dataset | str | Path) -> str:
+    """The convergence statistics of a study as aligned text, of a dataset or a store.
 
     One row per dynamics, depth, bottleneck and smoothing. `median [quartiles]` is the time (flow)
     or step (descent) at which the gap to the known optimum fell below `tolerance * L(0)`;
     `late decay` the fitted law of the gap at the end.
     """
     stats = statistics.summary(ds)
+    if not isinstance(ds, xr.Dataset):
+        ds = store.open(ds)
     rows = [_HEADER]
     for dynamics in ds["dynamics"].values:
         for depth in ds["depth"].values:
@@ -45,7 +47,14 @@ def table(ds: xr.Dataset) -> str:
         "  ".join(_pad(i, text, sizes[i]) for i, text in enumerate(row)).rstrip() for row in rows
     ]
     lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([*lines, "", _legend(ds)])
+    return "\n".join([*lines, "", *_unfinished(ds), _legend(ds)])
+
+
+def _unfinished(ds: xr.Dataset) -> list[str]:
+    done = int(ds["done"].sum()) if "done" in ds else ds["hit"].size
+    if done == ds["hit"].size:
+        return []
+    return [f"UNFINISHED: {done} of {ds['hit'].size} runs are done; all figures are of these.", ""]
 
 
 def _pad(column: int, text: str, size: int) -> str:
@@ -58,6 +67,15 @@ def _end(ds: xr.Dataset, dynamics: str) -> np.ndarray:
 
 def _row(cell: xr.Dataset, end: float) -> tuple[str, ...]:
     runs = int(cell["runs"])
+    name = (
+        str(cell["dynamics"].item()),
+        str(cell["depth"].item()),
+        str(cell["bottleneck"].item()),
+        f"{cell['tau'].item():g}",
+        str(runs),
+    )
+    if not runs:
+        return name + ("-",) * (len(_HEADER) - len(name))
     low, middle, high = (_number(float(q), end) for q in cell["hit"].values)
     if bool(cell["algebraic"]):
         decay = f"power law t^{float(cell['late_slope']):.2f}"
@@ -66,11 +84,7 @@ def _row(cell: xr.Dataset, end: float) -> tuple[str, ...]:
     if "nan" in decay:
         decay = "too few records"
     return (
-        str(cell["dynamics"].item()),
-        str(cell["depth"].item()),
-        str(cell["bottleneck"].item()),
-        f"{cell['tau'].item():g}",
-        str(runs),
+        *name,
         f"{100 * int(cell['arrived']) // runs}%",
         str(int(cell["failed"])),
         f"{middle} [{low}, {high}]",
@@ -124,14 +138,16 @@ def describe(ds: xr.Dataset) -> str:
     """What a study holds, as text: axes, records, how the runs ended, versions."""
     spec = experiment_of(ds)
     axes = ds["hit"].dims
-    ended = ds["success"].size - int(ds["success"].sum())
+    done = int(ds["done"].sum()) if "done" in ds else ds["hit"].size
+    failed = done - int(ds["success"].sum())
     arrived = int((ds["hit"] < np.inf).sum())
+    part = "" if done == ds["hit"].size else f", {done} done"
     lines = [
         ("study", spec.slug),
         ("target", f"{spec.target.kind}, n = {ds.sizes['eigenvalue']}"),
         ("minimised", f"{spec.loss}, in {spec.precision}"),
-        *((f"axis {name}", _values(ds[name].values)) for name in axes),
-        ("runs", f"{ds['hit'].size}: {arrived} arrived, {ended} failed"),
+        *((f"axis {name}", listed(ds[name].values)) for name in axes),
+        ("runs", f"{ds['hit'].size}{part}: {arrived} arrived, {failed} failed"),
     ]
     for clock in ("time", "step"):
         if clock in ds:
@@ -147,15 +163,37 @@ def describe(ds: xr.Dataset) -> str:
     return "\n".join(f"{name.ljust(size)}  {text}" for name, text in lines)
 
 
-def _values(values: np.ndarray) -> str:
+def compare(again: xr.Dataset, ds: xr.Dataset) -> str:
+    """How one run, made again, agrees with the stored one, as text."""
+    point = {axis: again[axis].values[0] for axis in again["hit"].dims}
+    stored = ds.sel(point)
+    where = ", ".join(f"{axis} {value}" for axis, value in point.items())
+    if not bool(stored.get("done", True)):
+        return f"run     {where}; the store does not have it yet"
+    lines = [f"run     {where}"]
+    for name, variable in ds.data_vars.items():
+        if name in again and name != "done" and set(point) <= set(variable.dims):
+            old, new = (np.asarray(x, float) for x in (stored[name], again[name].squeeze()))
+            old = old[tuple(map(slice, new.shape))]
+            scale = np.max(np.abs(old), initial=0.0, where=np.isfinite(old))
+            same = (old == new) | (np.isnan(old) & np.isnan(new))
+            off = np.max(np.abs(old - new), initial=0.0, where=~same)
+            lines.append(f"{name:18}differs by {off:.1e}, largest stored {scale:.3g}")
+    return "\n".join(lines)
+
+
+def listed(values: np.ndarray) -> str:
+    """The values of an axis as text, the middle left out where they are many."""
     listed = [f"{v:g}" if isinstance(v, float) else str(v) for v in values.tolist()]
     if len(listed) > 8:
         return f"{listed[0]}, {listed[1]}, ..., {listed[-1]} ({len(listed)})"
     return ", ".join(listed)
 
 
-def write(ds: xr.Dataset, folder: str | Path) -> tuple[str, list[Path]]:
+def write(ds: xr.Dataset | str | Path, folder: str | Path) -> tuple[str, list[Path]]:
     """Write `table.txt` and `figure.png` of a study into a folder; returns the table and paths.
+
+    The study is a dataset or a store, which may be unfinished and is not read as a whole.
 
     Raises
     ------
@@ -167,16 +205,16 @@ def write(ds: xr.Dataset, folder: str | Path) -> tuple[str, list[Path]]:
     except ImportError:
         raise ImportError("figures need matplotlib: pip install 'bwflow[plot]'") from None
 
-    experiment_of(ds)  # refuses what is no study, before a folder is made
+    opened = ds if isinstance(ds, xr.Dataset) else store.open(ds)
+    experiment_of(opened)  # refuses what is no study, before a folder is made
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"folder {folder} cannot be made: {error.strerror}.") from None
-    text = table(ds)
     paths = [folder / "table.txt", folder / "figure.png"]
+    text, figure = table(ds), plotting.convergence(opened)
     paths[0].write_text(text + "\n", encoding="utf-8")
-    figure = plotting.convergence(ds)
     figure.savefig(paths[1], dpi=130)
     plotting.plt.close(figure)
     return text, paths

@@ -2,41 +2,78 @@
 
 A run that did not arrive is censored at the end of its time: it counts in every quantile, which
 are those of the Kaplan-Meier estimate, and it is infinite only if too few runs arrived.
+
+First every run is reduced to a few numbers, then these are pooled over axes. Of a stored study
+only the first step sees the records, one block of the grid at a time.
 """
 
 import json
+import math
+import os
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from scipy import stats
+from scipy import special
+
+from bwflow import _units, store
 
 _QUANTILES = (0.25, 0.5, 0.75)
+_NEEDED = ("gap", "hit", "loss", "num_steps", "success")
+# What is kept of a run.
+_FLAGS = ("done", "arrived", "failed")
+_NUMBERS = ("duration", "late_rate", "late_slope", "steps")
+_AT_ONCE = 2**18  # numbers of one temporary array
 
 
-def summary(ds: xr.Dataset, *, over: str = "seed") -> xr.Dataset:
-    """Statistics over one axis of a sweep.
+def summary(
+    ds: xr.Dataset | str | os.PathLike[str], *, over: str | Sequence[str] = "seed"
+) -> xr.Dataset:
+    """Statistics over one or several axes of a sweep.
 
     Parameters
     ----------
     ds
-        What `bwflow.sweep` returns, with the probes `loss` and `gap`, run with `until`.
+        What `bwflow.sweep` returns, with the probes `loss` and `gap`, run with `until`; or the
+        path of a stored study, finished or not, which is read block by block. Where there is a
+        variable `done`, runs that are not done count nowhere.
     over
-        Axis to summarise.
+        Axis to summarise, or several, whose runs are pooled.
 
     Returns
     -------
     xarray.Dataset
-        `runs`, `arrived` and `failed` (counts), `hit` (Kaplan-Meier quantiles 0.25, 0.5, 0.75
-        of the time or step of arrival, infinite if beyond the end), `late_rate` (median of
-        `-d log(gap) / dt` over the last three decades of the gap), `late_slope` (median of
-        `d log(gap) / d log(t)` over the last two octaves of time), `steps` (median of the steps
-        taken), and `algebraic`: whether the theory predicts a power law (see `algebraic_decay`).
-        Failed runs are censored at the end and left out of the two fits.
+        Over the axes that are left:
+
+        - `runs`, `arrived` and `failed`: counts of the runs that are done.
+        - `converged`: `arrived / runs`, with its 95 % Wilson interval from `converged_low` to
+          `converged_high`.
+        - `hit`: Kaplan-Meier quantiles 0.25, 0.5, 0.75 of the time or step of arrival, infinite if
+          beyond the end.
+        - `late_rate`: median of `-d log(gap) / dt` over the last three decades of the gap.
+        - `late_slope`: median of `d log(gap) / d log(t)` over the last two octaves of time.
+        - `steps`: median of the steps taken.
+        - `algebraic`: whether the theory predicts a power law for any of the pooled points of the
+          grid, done or not (see `algebraic_decay`).
+
+        Failed runs are censored at the end and left out of the two fits. What no run tells is NaN.
 
     Raises
     ------
     ValueError
-        If `ds` is no dataset, or lacks a variable or the axis.
+        If `ds` is no dataset, or lacks a variable or an axis; if there is no store at the path;
+        if `over` is empty or repeats an axis, or would pool times of flows with steps of descents.
+
+    Notes
+    -----
+    Memory: 35 bytes per run of the grid, about 90 more per run of the largest pool while that is
+    sorted, and the records: of a dataset all, of a store those of one block.
+
+    References
+    ----------
+    E. L. Kaplan and P. Meier (1958), Nonparametric estimation from incomplete observations.
+    E. B. Wilson (1927), Probable inference, the law of succession, and statistical inference.
 
     Examples
     --------
@@ -52,47 +89,18 @@ def summary(ds: xr.Dataset, *, over: str = "seed") -> xr.Dataset:
     >>> table = bw.statistics.summary(ds)
     >>> int(table["arrived"]), float(table["hit"].sel(quantile=0.5))
     (5, 7.0)
+    >>> round(float(table["converged_low"]), 3), float(table["converged_high"])
+    (0.566, 1.0)
     """
-    _require(ds, ("gap", "hit", "loss", "num_steps", "success"), "a sweep with probes loss and gap")
-    if over not in ds["hit"].dims:
-        raise ValueError(f"ds must be a sweep over {over!r}; it lacks the axis {over!r}.")
-    ds = ds.assign({name: ds[name].astype(float) for name in ("gap", "hit")})
-    times = _clock(ds)
-    end = times.max("save")
-    arrived = (ds["hit"] < np.inf) & ds["success"]
-    duration = xr.where(arrived, ds["hit"], end)
-    result = xr.Dataset(
-        {
-            "runs": ds["hit"].isel({over: 0}, drop=True).notnull() * ds.sizes[over],
-            "arrived": arrived.sum(over),
-            "failed": (~ds["success"]).sum(over),
-            "hit": xr.apply_ufunc(
-                _kaplan_meier,
-                duration,
-                arrived,
-                input_core_dims=[[over], [over]],
-                output_core_dims=[["quantile"]],
-                vectorize=True,
-            ).assign_coords(quantile=list(_QUANTILES)),
-            "steps": ds["num_steps"].median(over),
-            "algebraic": algebraic_decay(ds),
-        }
-    )
-    fits = xr.apply_ufunc(
-        _late_decay,
-        times,
-        ds["gap"].where(ds["success"]),
-        ds["hit"],
-        100 * np.finfo(ds["loss"].dtype).eps * ds["loss"].isel(save=0, drop=True).astype(float),
-        input_core_dims=[["save"], ["save"], [], []],
-        output_core_dims=[["fit"]],
-        vectorize=True,
-    )
-    for index, name in enumerate(("late_rate", "late_slope")):
-        result[name] = xr.apply_ufunc(
-            _median, fits.isel(fit=index), input_core_dims=[[over]], vectorize=True
-        )
-    return result
+    stored = isinstance(ds, (str, os.PathLike))
+    whole = store.open(Path(ds)) if stored else ds
+    _require(whole, _NEEDED, "a sweep with probes loss and gap", ", or the path of a stored one")
+    pooled = _pooled_axes(whole, over)
+    if stored:
+        runs = _streamed(whole, _units.finished(Path(ds)))
+    else:
+        runs = _per_run(whole, whole["hit"].dims)
+    return _pool(whole, runs, pooled)
 
 
 def algebraic_decay(ds: xr.Dataset) -> xr.DataArray:
@@ -127,67 +135,240 @@ def algebraic_decay(ds: xr.Dataset) -> xr.DataArray:
     return xr.where(ds["depth"] > 1, dies, touches)
 
 
-def _require(ds: xr.Dataset, names: tuple[str, ...], expected: str) -> None:
+def _require(ds: object, names: Sequence[str], expected: str, other: str = "") -> None:
     """Refuse what is no dataset or lacks one of the variables."""
     if not isinstance(ds, xr.Dataset):
-        raise ValueError(f"ds must be an xarray.Dataset, {expected}; got {type(ds).__name__}.")
+        kind = type(ds).__name__
+        raise ValueError(f"ds must be an xarray.Dataset, {expected}{other}; got {kind}.")
     missing = [name for name in names if name not in ds.variables]
     if missing:
         raise ValueError(f"ds must be {expected}; it lacks {', '.join(missing)}.")
 
 
-def _clock(ds: xr.Dataset) -> xr.DataArray:
-    """Times of flows and steps of descents as one array of floats."""
+def _pooled_axes(ds: xr.Dataset, over: str | Sequence[str]) -> tuple[str, ...]:
+    """The axes to pool, refused where that makes no sense."""
+    names = (over,) if isinstance(over, str) or not np.iterable(over) else tuple(over)
+    axes = ds["hit"].dims
+    for name in names:
+        if not (isinstance(name, str) and name in axes):
+            raise ValueError(
+                f"over must name axes among {', '.join(map(str, axes)) or 'none'}: ds must be a "
+                f"sweep over {name!r}; it lacks the axis {name!r}."
+            )
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"over must name one axis or several, each once; got {list(names)}.")
+    if len(_clocks(ds)) == 2:
+        flows = ds["dynamics"] == "flow"
+        if set(flows.dims) & set(names) and flows.any() and not flows.all():
+            raise ValueError(
+                "over must leave out dynamics: flows arrive at times and descents at steps, which "
+                f"cannot be pooled; got {list(names)}."
+            )
+    return names
+
+
+def _clocks(ds: xr.Dataset) -> list[str]:
+    """Which clocks there are."""
     if "time" not in ds.variables:
         _require(ds, ("step",), "a sweep with times or steps")
     elif "step" in ds.variables:
         _require(ds, ("dynamics",), "a sweep of both dynamics")
-    clocks = [
-        ds[name].astype(float).reset_coords(drop=True)
-        for name in ("time", "step")
-        if name in ds.variables
-    ]
+    return [name for name in ("time", "step") if name in ds.variables]
+
+
+def _clock(ds: xr.Dataset) -> xr.DataArray:
+    """Times of flows and steps of descents as one array of floats."""
+    clocks = [ds[name].astype(float).reset_coords(drop=True) for name in _clocks(ds)]
     if len(clocks) == 1:
         return clocks[0]
     return xr.where(ds["dynamics"] == "flow", *clocks)
 
 
-def _kaplan_meier(duration: np.ndarray, arrived: np.ndarray) -> np.ndarray:
-    """Quantiles of the time of arrival; infinite where the estimate does not reach them."""
-    if not arrived.any():
-        return np.full(len(_QUANTILES), np.inf)
-    sample = stats.CensoredData(uncensored=duration[arrived], right=duration[~arrived])
-    cdf = stats.ecdf(sample).cdf
-    reached = cdf.probabilities[None, :] >= np.array(_QUANTILES)[:, None] - 1e-12
-    return np.where(reached.any(1), cdf.quantiles[reached.argmax(1)], np.inf)
+def _streamed(whole: xr.Dataset, blocks: Iterable[xr.Dataset]) -> dict[str, np.ndarray]:
+    """The numbers of all runs of a stored study; those in none of the blocks are not done."""
+    axes = whole["hit"].dims
+    places = [{x: i for i, x in enumerate(whole[axis].values.tolist())} for axis in axes]
+    shape = tuple(whole.sizes[axis] for axis in axes)
+    runs = {name: np.zeros(shape, bool) for name in _FLAGS}
+    runs |= {name: np.full(shape, np.nan) for name in _NUMBERS}
+    for block in blocks:
+        where = np.ix_(
+            *(
+                [place[x] for x in block[axis].values.tolist()]
+                for axis, place in zip(axes, places, strict=True)
+            )
+        )
+        for name, values in _per_run(block, axes).items():
+            runs[name][where] = values
+    return runs
 
 
-def _late_decay(times: np.ndarray, gap: np.ndarray, hit: float, rounding: float) -> np.ndarray:
-    """`(-d log gap / dt, d log gap / d log t)` by least squares at the end of one run."""
+def _per_run(ds: xr.Dataset, axes: Sequence[Hashable]) -> dict[str, np.ndarray]:
+    """What is kept of every run; NaN where one is not done."""
+    shape = tuple(ds.sizes[axis] for axis in axes)
+
+    def grid(array: xr.DataArray, *last: str) -> np.ndarray:
+        sizes = {axis: ds.sizes[axis] for axis in (*axes, *last)}
+        return array.variable.set_dims(sizes).transpose(*sizes).values
+
+    hit = grid(ds["hit"]).astype(float)
+    done = ~np.isnan(hit)
+    if "done" in ds:
+        done &= grid(ds["done"]).astype(bool)
+    success = done & grid(ds["success"]).astype(bool)
+    arrived = success & (hit < np.inf)
+    clock, start = _clock(ds), ds["loss"].isel(save=0, drop=True)
+    times, gap = grid(clock, "save"), grid(ds["gap"], "save")
+    rounding = 100 * np.finfo(start.dtype).eps * grid(start).astype(float)
+    fits = np.full((2, *shape), np.nan)
+    size = max(1, _AT_ONCE // times.shape[-1])
+    succeeded = np.flatnonzero(success)
+    for first in range(0, succeeded.size, size):
+        some = np.unravel_index(succeeded[first : first + size], shape)
+        # Contiguous: the order in which numpy adds, and so the last bit, hangs on the layout.
+        of_some = [np.ascontiguousarray(x[some], float) for x in (times, gap, hit, rounding)]
+        fits[:, *some] = _late_decay(*of_some)
+    return {
+        "done": done,
+        "arrived": arrived,
+        "failed": done & ~success,
+        "duration": np.where(done, np.where(arrived, hit, grid(clock.max("save"))), np.nan),
+        "late_rate": fits[0],
+        "late_slope": fits[1],
+        "steps": np.where(done, grid(ds["num_steps"]), np.nan),
+    }
+
+
+def _late_decay(
+    times: np.ndarray, gap: np.ndarray, hit: np.ndarray, rounding: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`-d log gap / dt` and `d log gap / d log t` by least squares at the end of each run.
+
+    A row is a run. The answer for one does not depend on the others, to the last bit.
+    """
+    row = np.arange(len(gap))
     seen = np.isfinite(times) & np.isfinite(gap)
-    t, g = times[seen], gap[seen]
-    if np.isfinite(hit):
-        # Rows after the hit repeat its state, so the last row has the gap at the hit.
-        before = t < hit
-        t, g = np.append(t[before], hit), np.append(g[before], g[-1:])
-    elif np.any(g <= rounding):  # without a tolerance runs go on there
-        t, g = t[: np.argmax(g <= rounding)], g[: np.argmax(g <= rounding)]
-    t, g = t[g > 0], g[g > 0]
-    if t.size < 3:
-        return np.full(2, np.nan)
-    last = g <= 1e3 * g[-1]
-    octaves = (t >= t[-1] / 4) & (t > 0)
-    return np.array(
-        [-_slope(t[last], np.log(g[last])), _slope(np.log(t[octaves]), np.log(g[octaves]))]
+    met = np.isfinite(hit)
+    # Without a tolerance runs go on at rounding level.
+    sunk = np.logical_or.accumulate(seen & (gap <= rounding[:, None]), axis=1)
+    used = seen & np.where(met[:, None], times < hit[:, None], ~sunk)
+    # Rows after the hit repeat its state, so the last row has the gap at the hit.
+    t = np.column_stack([times, hit])
+    g = np.column_stack([gap, gap[row, _last(seen)]])
+    used = np.column_stack([used, met & seen.any(1)]) & (g > 0)
+    t, g = np.where(used, t, 1.0), np.where(used, g, 1.0)
+    end = _last(used)
+    with np.errstate(over="ignore"):
+        late = used & (g <= 1e3 * g[row, end][:, None])
+    octaves = used & (t > 0) & (t >= t[row, end][:, None] / 4)
+    log_t, log_g = np.log(np.where(octaves, t, 1.0)), np.log(g)
+    return -_slope(t, log_g, late), _slope(log_t, log_g, octaves)
+
+
+def _last(used: np.ndarray) -> np.ndarray:
+    """Index of the last true entry of each row; the last of all where there is none."""
+    return used.shape[1] - 1 - np.argmax(used[:, ::-1], axis=1)
+
+
+def _slope(x: np.ndarray, y: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Slope of the straight line through the used points of each row; NaN for less than three."""
+    count = used.sum(1)
+    spread = np.where(used, x, -np.inf).max(1) - np.where(used, x, np.inf).min(1)
+    known = (count >= 3) & (spread > 0)
+    dx, dy = (
+        np.where(used, z - (np.where(used, z, 0.0).sum(1) / np.maximum(count, 1))[:, None], 0.0)
+        for z in (x, y)
     )
+    product, square = (dx * dy).sum(1), (dx * dx).sum(1)
+    slope = np.full(len(x), np.nan)
+    return np.divide(product, square, out=slope, where=known & (square > 0))
 
 
-def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    if x.size < 3 or np.ptp(x) == 0:
-        return np.nan
-    return float(np.polyfit(x - x.mean(), y, 1)[0])
+def _pool(ds: xr.Dataset, runs: dict[str, np.ndarray], over: tuple[str, ...]) -> xr.Dataset:
+    """The numbers of runs over axes of a sweep, reduced over some of them."""
+    axes = ds["hit"].dims
+    kept = tuple(axis for axis in axes if axis not in over)
+    order = [axes.index(axis) for axis in (*kept, *over)]
+    shape = (1, *(ds.sizes[axis] for axis in kept))  # one cell at least
+    cells, members = math.prod(shape), math.prod(ds.sizes[axis] for axis in over)
+    size = max(1, _AT_ONCE // members)
+    parts = []
+    for first in range(0, cells, size):
+        some = np.unravel_index(np.arange(first, min(first + size, cells)), shape)
+        pools = {name: values.transpose(order)[None][some] for name, values in runs.items()}
+        parts.append(_statistics(**{name: x.reshape(-1, members) for name, x in pools.items()}))
+    result = {}
+    for name in parts[0]:
+        values = np.concatenate([part[name] for part in parts])
+        dims = kept if values.ndim == 1 else (*kept, "quantile")
+        result[name] = (dims, values.reshape((*shape[1:], *values.shape[1:])))
+    predicted = algebraic_decay(ds)
+    if pooled := set(predicted.dims) & set(over):
+        predicted = predicted.any(pooled)
+    coords = {
+        name: coord for name, coord in ds["hit"].coords.items() if not set(coord.dims) & set(over)
+    }
+    return xr.Dataset(result, coords | {"quantile": list(_QUANTILES)}).assign(algebraic=predicted)
 
 
-def _median(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if known.size else np.nan
+def _statistics(
+    done: np.ndarray, arrived: np.ndarray, failed: np.ndarray, duration: np.ndarray, **numbers
+) -> dict[str, np.ndarray]:
+    """Those of pools of runs; a row is a pool."""
+    runs, arrivals = done.sum(1), arrived.sum(1)
+    converged, low, high = _wilson(arrivals, runs)
+    return {
+        "runs": runs,
+        "arrived": arrivals,
+        "failed": failed.sum(1),
+        "converged": converged,
+        "converged_low": low,
+        "converged_high": high,
+        "hit": _kaplan_meier(duration, arrived, done),
+        **{name: _median(values) for name, values in numbers.items()},
+    }
+
+
+def _wilson(successes: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, ...]:
+    """A proportion, and the ends of its 95 % score interval; NaN of no trials."""
+    z = special.ndtri(0.975)
+    n = np.where(trials > 0, trials, np.nan)
+    p = successes / n
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    # There middle and half of the interval are equal, or add up to one, but for rounding.
+    low = np.where(p == 0, 0.0, middle - half)
+    high = np.where(p == 1, 1.0, middle + half)
+    return p, low, high
+
+
+def _kaplan_meier(duration: np.ndarray, arrived: np.ndarray, done: np.ndarray) -> np.ndarray:
+    """Quantiles of the time of arrival; infinite where the estimate does not reach them.
+
+    With `r` runs at risk out of `n`, the estimate of what is under way is `r / n` times
+    `r_j / (r_j - 1)` for each run `j` censored before: it hands its share on to those that stay.
+    That is exact up to the first run that is censored, however many there are.
+    """
+    order = np.lexsort((~arrived, duration, ~done), axis=-1)
+    t, arrives = (np.take_along_axis(x, order, axis=1) for x in (duration, arrived))
+    count = done.sum(1)[:, None]
+    staying = count - np.arange(1, t.shape[1] + 1)
+    share = np.where(arrives | (staying < 1), 1.0, (staying + 1) / np.maximum(staying, 1))
+    under_way = staying / np.maximum(count, 1) * np.cumprod(share, axis=1)
+    quantiles = np.full((len(t), len(_QUANTILES)), np.inf)
+    for column, q in zip(quantiles.T, _QUANTILES, strict=True):
+        reached = arrives & (1 - under_way >= q - 1e-12)
+        first = reached.argmax(1)[:, None]
+        column[:] = np.where(reached.any(1), np.take_along_axis(t, first, axis=1)[:, 0], np.inf)
+    return np.where(count > 0, quantiles, np.nan)
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Of the finite numbers of each row; NaN of none."""
+    known = np.isfinite(values)
+    count = known.sum(1)[:, None]
+    ordered = np.sort(np.where(known, values, np.nan), axis=1)
+    low, high = (
+        np.take_along_axis(ordered, i, axis=1) for i in (np.maximum(count - 1, 0) // 2, count // 2)
+    )
+    return (low[:, 0] + high[:, 0]) / 2

@@ -1,15 +1,25 @@
 """Datasets on disk: labelled Zarr stores that `xarray.open_zarr` reads alone."""
 
+import contextlib
+import glob
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import xarray as xr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore  # of a path as it stands: ~ and :: have no other meaning
 
 _PACKAGES = ("bwflow", "jax", "jaxlib", "diffrax", "optax")
+_DRAFT = ".draft"
+
+
+class DamagedStoreError(ValueError):
+    """A file of a store is missing, cut short or altered."""
 
 
 def write(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
@@ -40,20 +50,52 @@ def write(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
             "is a spec of registered names, numbers and small arrays. A closure can be run in "
             "memory by bwflow.sweep, and the dataset which that returns can be written."
         )
-    path = _place(path)
+    with draft(path, overwrite=overwrite) as folder:
+        write_into(ds.assign_attrs(versions=json.dumps(versions())), folder)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that determine the numbers."""
+    return {name: version(name) for name in _PACKAGES}
+
+
+def write_into(ds: xr.Dataset, path: Path) -> None:
+    """Write a dataset where nothing is yet; not in one piece."""
+    codecs = {"compressors": (ZstdCodec(), Crc32cCodec())}  # by which damage is seen
+    encoding = dict.fromkeys(ds.variables, codecs)
+    ds.to_zarr(LocalStore(path), mode="w-", zarr_format=3, consolidated=False, encoding=encoding)
+
+
+@contextlib.contextmanager
+def draft(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder for a store in the making, which gets its name at the end, unless that fails.
+
+    Raises
+    ------
+    ValueError
+        As `check_place`, or if there is a store and `overwrite` is false.
+    """
+    path = place(path)
     check_place(path)
     if path.exists() and not overwrite:
         raise ValueError(f"store {path} exists; ask for overwrite to replace it.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".bwflow-") as folder:
-        draft = Path(folder) / "store"
-        versions = {name: version(name) for name in _PACKAGES}
-        ds.assign_attrs(versions=json.dumps(versions)).to_zarr(
-            LocalStore(draft), mode="w-", zarr_format=3, consolidated=False
-        )
-        if path.exists():
-            os.rename(path, Path(folder) / "replaced")
-        os.rename(draft, path)
+    prefix = f".{path.name}-"
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=prefix, suffix=_DRAFT, ignore_cleanup_errors=True
+    ) as folder:
+        made = Path(folder) / "store"
+        try:
+            yield made
+            if overwrite and path.exists():
+                os.rename(path, Path(folder) / "replaced")
+            os.rename(made, path)
+        except OSError:
+            if overwrite or not is_store(path):
+                raise
+            raise ValueError(f"store {path} was made by another process just now.") from None
+    for left in path.parent.glob(f"{glob.escape(prefix)}*{_DRAFT}"):  # by killed processes
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def check_place(path: str | Path) -> None:
@@ -64,10 +106,10 @@ def check_place(path: str | Path) -> None:
     ValueError
         If what is at `path` is not a Zarr store, or no folder can be made there.
     """
-    path = _place(path)
+    path = place(path)
     try:
         if path.exists():
-            if not _is_store(path):
+            if not is_store(path):
                 raise ValueError(f"{path} is not a Zarr store and is not replaced.")
             return
         above = next(folder for folder in path.absolute().parents if folder.exists())
@@ -77,30 +119,82 @@ def check_place(path: str | Path) -> None:
         raise ValueError(f"store {path} cannot be made: {above} is not a writable folder.")
 
 
-def read(path: str | Path) -> xr.Dataset:
-    """Open a store.
+def open(path: str | Path) -> xr.Dataset:
+    """Open a store; what it holds is read when it is used.
 
     Raises
     ------
     ValueError
         If there is no Zarr store at `path`, or it is damaged.
     """
-    path = _place(path)
-    if not _is_store(path):
-        raise ValueError(f"store {path} is not a Zarr store.")
+    path = check_store(path)
+    with damage(path):
+        return xr.open_zarr(LocalStore(path, read_only=True), consolidated=False, chunks=None)
+
+
+def read(path: str | Path) -> xr.Dataset:
+    """Read a store as a whole.
+
+    Raises
+    ------
+    ValueError
+        If there is no Zarr store at `path`, or it is damaged.
+    """
+    ds = open(path)
+    with damage(place(path)):
+        return ds.load()
+
+
+@contextlib.contextmanager
+def damage(path: Path, name: str = "", where: dict[str, slice] | None = None) -> Iterator[None]:
+    """Whatever the layers below make of damaged files becomes one kind of error."""
     try:
-        return xr.open_zarr(LocalStore(path, read_only=True), consolidated=False).load()
-    except Exception as error:  # whatever the layers below make of damaged files
-        raise ValueError(f"store {path} cannot be read: {error}.") from error
+        yield
+    except (DamagedStoreError, PermissionError, MemoryError):
+        raise
+    except Exception as error:
+        sides = (where or {}).items()
+        unit = ", ".join(f"{axis} {side.start}:{side.stop}" for axis, side in sides)
+        what = f", variable {name} at {unit}" if name else ""
+        reason = str(error).rstrip(".")
+        raise DamagedStoreError(
+            f"store {path} cannot be read{what}: {reason}; "
+            "bwflow repair makes what is damaged anew."
+        ) from error
 
 
-def _place(path: str | Path) -> Path:
+def place(path: str | Path) -> Path:
+    """A path as a `Path`."""
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         raise ValueError(f"path must be a text or a pathlib.Path; got {path!r}.")
     return Path(path)
 
 
-def _is_store(path: Path) -> bool:
+def beside(path: str | Path, suffix: str) -> Path:
+    """The place beside a store that has its name and a suffix.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing beside it.
+    """
+    path = place(path)
+    path = path if path.name.strip(".") else path.resolve()
+    if not path.name:
+        raise ValueError(f"store {path} is not a Zarr store.")
+    return path.with_name(path.name + suffix)
+
+
+def check_store(path: str | Path) -> Path:
+    """The place of a store; refused if there is none."""
+    path = place(path)
+    if not is_store(path):
+        raise ValueError(f"store {path} is not a Zarr store.")
+    return path
+
+
+def is_store(path: Path) -> bool:
+    """Whether there is something that says it is a Zarr store."""
     try:
         return (path / "zarr.json").is_file()
     except OSError:  # a name that is too long, a folder that may not be entered

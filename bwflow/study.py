@@ -1,6 +1,8 @@
 """Running an `Experiment`: from its names to a labelled dataset."""
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import diffrax
@@ -11,15 +13,15 @@ import optax
 import xarray as xr
 from jaxtyping import Array, PRNGKeyArray
 
-from bwflow import covariances, diagnostics, initializers, losses, until
+from bwflow import covariances, diagnostics, initializers, losses, plan, until
 from bwflow._trajectory import Trajectory
-from bwflow._types import Factors, Initializer, Widths
+from bwflow._types import Factors, Initializer, Loss, Probe, Widths
 from bwflow.covariances import Target
 from bwflow.descent import gradient_descent
 from bwflow.experiment import Experiment, NetworkSpec, TargetSpec
 from bwflow.factors import end_to_end, sample
 from bwflow.flow import gradient_flow
-from bwflow.sweeps import sweep
+from bwflow.sweeps import COUNTS, label, sweep
 
 _LOSSES = {"bures_wasserstein": losses.BuresWasserstein, "frobenius": losses.Frobenius}
 
@@ -38,7 +40,8 @@ def run(experiment: Experiment, *, progress: bool = True) -> xr.Dataset:
     -------
     xarray.Dataset
         As `bwflow.sweep` returns it, over `dynamics, depth, bottleneck, tau, seed`, with the
-        variable `target_eigenvalues` (zeros included) beside.
+        target beside: `target_eigenvalues` (zeros included), `target_factor` and
+        `target_eigenvectors`.
 
     Raises
     ------
@@ -63,28 +66,108 @@ def run(experiment: Experiment, *, progress: bool = True) -> xr.Dataset:
             f"can keep; got {type(experiment).__name__}. bwflow.sweep runs any function in memory."
         )
     dtype = _dtype(experiment.precision)
-    experiment.programs(target_size(experiment.target))  # refuses networks that do not fit
+    n = target_size(experiment.target)
+    experiment.programs(n)  # refuses networks that do not fit
     target = make_target(experiment.target, dtype)
+    static, traced = axes(experiment, n)
     ds = sweep(
-        _cell(experiment, target),
-        static={
-            "dynamics": experiment.dynamics,
-            "depth": experiment.network.depth,
-            "bottleneck": [k or target.dim for k in experiment.network.bottleneck],
-        },
-        traced={"tau": np.asarray(experiment.tau, dtype), "seed": np.arange(experiment.seeds)},
-        batch_size=min(experiment.batch_size, len(experiment.tau) * experiment.seeds) or None,
-        memory_limit=experiment.memory_limit_gb * 1e9,
+        cell(experiment, target),
+        static=static,
+        traced=traced,
+        batch_size=math.prod(plan.chunk(experiment, n)),
         progress=progress,
     )
-    spectrum = np.zeros(target.dim, dtype)
+    return ds.assign(_constants(target)).assign_attrs(_attributes(experiment))
+
+
+def axes(experiment: Experiment, n: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Static and traced axes of a study, for a covariance of size `n`."""
+    network = experiment.network
+    static = {
+        "dynamics": list(experiment.dynamics),
+        "depth": list(network.depth),
+        "bottleneck": [k or n for k in network.bottleneck],
+    }
+    taus = np.asarray(experiment.tau, _dtype(experiment.precision))
+    return static, {"tau": taus, "seed": np.arange(experiment.seeds)}
+
+
+def outline(experiment: Experiment, target: Target) -> xr.Dataset:
+    """The dataset of a study with one point along every axis, its results not computed.
+
+    Notes
+    -----
+    Cost: one trace of the probe for each network; nothing is compiled.
+    """
+    dtype = target.factor.dtype
+    static, traced = axes(experiment, target.dim)
+    probe = diagnostics.record(*experiment.probe)
+    results = []
+    for dynamics, widths in experiment.programs(target.dim):
+        clock, times = _clock(experiment, dynamics, dtype)
+        layers = [jax.ShapeDtypeStruct((b, a), dtype) for a, b in pairwise(widths)]
+        rows = jax.eval_shape(
+            lambda W: diagnostics.recorded(probe, _LOSSES[experiment.loss](target, 0.1), W),
+            tuple(layers),
+        )
+        shapes = {name: (1, len(times), *row.shape) for name, row in rows.items()}
+        fake = {name: np.zeros(shape, rows[name].dtype) for name, shape in shapes.items()}
+        counts = {name: np.zeros(1, np.int32) for name in COUNTS}
+        results.append(fake | counts | {"hit": np.zeros(1, dtype), clock: np.asarray(times)[None]})
+    ds = label(results, static, {name: values[:1] for name, values in traced.items()})
+    first = ds.isel({name: slice(1) for name in static})
+    return first.assign(_constants(target)).assign_attrs(_attributes(experiment))
+
+
+def _clock(experiment: Experiment, dynamics: str, dtype: Any) -> tuple[str, Any]:
+    if dynamics == "flow":
+        return "time", _save_times(experiment, dtype)
+    steps, every = experiment.descent.updates, experiment.descent.save_every
+    return "step", np.asarray([*range(0, steps, every), steps], np.int32)
+
+
+def _constants(target: Target) -> dict[str, Any]:
+    """What a dataset keeps of the target."""
+    spectrum = np.zeros(target.dim, target.factor.dtype)
     spectrum[: target.rank] = np.asarray(target.eigenvalues)
-    ds["target_eigenvalues"] = (
-        "eigenvalue",
-        spectrum,
-        {"long_name": "eigenvalues of the target", "units": "covariance"},
-    )
-    return ds.assign_attrs(experiment=experiment.to_json(), tolerance=experiment.tolerance)
+    sides = ("feature", "component")
+    described = {
+        "target_eigenvalues": ("eigenvalue", spectrum, "eigenvalues of the target", "covariance"),
+        "target_factor": (
+            sides,
+            target.factor,
+            "factor B, the target is B B^T",
+            "covariance^(1/2)",
+        ),
+        "target_eigenvectors": (sides, target.eigenvectors, "eigenvectors of the target", "1"),
+    }
+    return {
+        name: (dims, np.asarray(values), {"long_name": text, "units": units})
+        for name, (dims, values, text, units) in described.items()
+    }
+
+
+def kept_target(ds: Any) -> Target:
+    """The target as a dataset keeps it, the same to the last bit."""
+    names = ("target_factor", "target_eigenvalues", "target_eigenvectors")
+    factor, spectrum, vectors = (np.asarray(ds[name]) for name in names)
+    leaves = [jnp.asarray(x) for x in (factor, spectrum[: factor.shape[1]], vectors)]
+    return jax.tree.unflatten(jax.tree.structure(Target(jnp.eye(1))), leaves)
+
+
+def with_layers(experiment: Experiment) -> Probe:
+    """What a study records, and the layers `W_1, ..., W_N`."""
+    quantities = diagnostics.record(*experiment.probe)
+
+    def probe(loss: Loss, factors: Factors) -> dict[str, Array]:
+        layers = {f"W_{j}": W for j, W in enumerate(factors, 1)}
+        return dict(quantities(loss, factors)) | layers
+
+    return probe
+
+
+def _attributes(experiment: Experiment) -> dict[str, Any]:
+    return {"experiment": experiment.to_json(), "tolerance": experiment.tolerance}
 
 
 def _dtype(precision: str) -> Any:
@@ -178,17 +261,17 @@ def read_matrix(path: str) -> np.ndarray:
     return data
 
 
-def _cell(experiment: Experiment, target: Target):
+def cell(experiment: Experiment, target: Target, probe: Probe | None = None):
     """One run, as a function of its coordinates."""
     init = _start(experiment.network, target)
-    probe = diagnostics.record(*experiment.probe)
+    probe = probe or diagnostics.record(*experiment.probe)
     stop = until.gap(experiment.tolerance) if experiment.tolerance else None
     flow, descent = experiment.flow, experiment.descent
     solver = getattr(diffrax, flow.solver)()
     optimizer = getattr(optax, descent.optimizer)
     times = _save_times(experiment, target.factor.dtype)
 
-    def cell(*, dynamics, depth, bottleneck, tau, seed) -> Trajectory:
+    def run_one(*, dynamics, depth, bottleneck, tau, seed) -> Trajectory:
         loss = _LOSSES[experiment.loss](target, tau)
         widths = experiment.network.widths(target.dim, depth, bottleneck)
         start = init(jax.random.key(seed), widths, tau)
@@ -217,7 +300,7 @@ def _cell(experiment: Experiment, target: Target):
             throw=False,
         )
 
-    return cell
+    return run_one
 
 
 def _start(spec: NetworkSpec, target: Target) -> Callable[..., Factors]:

@@ -16,12 +16,16 @@ from bwflow._trajectory import OUTCOMES, Trajectory
 from bwflow.diagnostics import QUANTITIES
 
 LARGEST_CHUNK = 256  # runs, where only the memory bounds a chunk
-_RESERVED = ("hit", "num_steps", "reason", "success", "time", "step", "save")
+COUNTS = ("num_steps", "num_accepted", "num_rejected", "reason")  # of every run
+_RESERVED = ("hit", *COUNTS, "success", "done")
+_RESERVED += ("time", "step", "save")
 _LABELS = {
     "time": {"long_name": "time of the gradient flow", "units": "1 / covariance^((N-1)/N)"},
     "step": {"long_name": "number of updates", "units": "1"},
     "hit": {"long_name": "time or step at which the criterion first held", "units": "clock"},
     "num_steps": {"long_name": "steps taken (solver steps or updates)", "units": "1"},
+    "num_accepted": {"long_name": "steps accepted", "units": "1"},
+    "num_rejected": {"long_name": "steps rejected, their error being too large", "units": "1"},
     "success": {"long_name": "whether the run ended as it should", "units": "1"},
     "reason": {
         "long_name": "how the run ended",
@@ -76,7 +80,8 @@ def sweep(
     -------
     xarray.Dataset
         Dimensions: the axes, then `save` and those of the probes. Variables: the probes, `hit`,
-        `num_steps`, `success` and `reason`, the last with its meanings in the attributes.
+        `num_steps`, `num_accepted`, `num_rejected`, `success` and `reason`, the last with its
+        meanings in the attributes.
         Coordinates `time(save)` for flows, `step(save)` for descents.
 
     Raises
@@ -131,10 +136,10 @@ def sweep(
                 if not isinstance(trajectory, Trajectory):
                     kind = type(trajectory).__name__
                     raise ValueError(f"experiment must return a bwflow.Trajectory; got {kind}.")
-                return _record(trajectory)
+                return record(trajectory)
 
             results.append(_map_chunks(run, grid, batch_size, memory_limit, bar))
-    return _label(results, static, traced)
+    return label(results, static, traced)
 
 
 def _listed(name: str, values: Any) -> list:
@@ -181,22 +186,24 @@ def _check_axes(static: Mapping[str, list], traced: Mapping[str, np.ndarray]) ->
             )
         if len(values) == 0:
             raise ValueError(f"axis {name} must be a non-empty list of values; got {values!r}.")
-        listed = _coordinate(values).tolist() if name in static else np.asarray(values).tolist()
+        listed = coordinate(values).tolist() if name in static else np.asarray(values).tolist()
         if any(x != x for x in listed):
             raise ValueError(f"axis {name} must not hold NaN; got {listed}.")
         if len(set(listed)) != len(listed):
             raise ValueError(f"axis {name} must not repeat a value; got {listed}.")
 
 
-def _record(trajectory: Trajectory) -> dict[str, Array]:
+def record(trajectory: Trajectory) -> dict[str, Array]:
     """What a sweep keeps of a run."""
     kept = {
         "hit": trajectory.hit,
         "num_steps": trajectory.num_steps,
+        "num_accepted": trajectory.num_steps - trajectory.num_rejected,
+        "num_rejected": trajectory.num_rejected,
         "reason": trajectory.outcome,
         trajectory.clock: trajectory.times,
     }
-    _check_probes(trajectory.probes, {*kept, "time", "step", "success"})
+    _check_probes(trajectory.probes, {*kept, *_RESERVED} - {"save"})
     return trajectory.probes | kept
 
 
@@ -243,7 +250,7 @@ def _fitted(mapped: Any, grid: list[np.ndarray], memory_limit: float) -> tuple[i
         size = max(1, min(size // 2, int(size * memory_limit / used)))
 
 
-def _label(
+def label(
     results: list[dict[str, np.ndarray]],
     static: Mapping[str, list],
     traced: Mapping[str, np.ndarray],
@@ -271,7 +278,7 @@ def _label(
         name: _shared_clock(*variables.pop(name)) for name in ("time", "step") if name in variables
     }
     variables["success"] = (axes, variables["reason"][1] == 0)
-    coords = {name: _coordinate(values) for name, values in static.items()}
+    coords = {name: coordinate(values) for name, values in static.items()}
     coords |= {name: np.asarray(values) for name, values in traced.items()}
     coords |= {name: np.arange(n) + (name != "save") for name, n in sizes.items()}
     ds = xr.Dataset(variables, coords | clocks)
@@ -311,7 +318,7 @@ def _shared_clock(dims: tuple[str, ...], values: np.ndarray) -> tuple[Any, np.nd
     return dims, values
 
 
-def _coordinate(values: list) -> np.ndarray:
+def coordinate(values: list) -> np.ndarray:
     """Numbers as they are, anything else (names, widths, solvers) by its text."""
     if all(isinstance(x, (bool, int, float, np.number, Array)) for x in values):
         return np.asarray(values)

@@ -848,7 +848,7 @@ for value in (0, -1.0, np.nan, True, None, "1GB", 1j):
 # --- datasets ------------------------------------------------------------------------------------
 
 EMPTY_SET = xr.Dataset()
-NO_DATASET = {"closure": lambda: None, "trajectory": LOSS, "None": None, "path": "results/demo"}
+NO_DATASET = {"closure": lambda: None, "trajectory": LOSS, "None": None, "list": ["results/demo"]}
 STORED = r"ds must be an xarray.Dataset; got .*Experiment.*registered names.*numbers.*bwflow.sweep"
 for case, value in NO_DATASET.items():
     for door, call in {

@@ -51,7 +51,7 @@ def forbid_runs(monkeypatch):
     def run(*_, **__):
         raise AssertionError("the study was run")
 
-    monkeypatch.setattr("bwflow.study.run", run)
+    monkeypatch.setattr("bwflow._compute.compute", run)
 
 
 def test_a_sweep_writes_the_store_of_its_spec(finished):
@@ -63,7 +63,8 @@ def test_a_sweep_writes_the_store_of_its_spec(finished):
     expected = {"dynamics": 1, "depth": 1, "bottleneck": 1, "tau": 2, "seed": 2, "save": 6}
     assert ds["loss"].sizes == expected
     assert np.isfinite(ds["loss"]).all()
-    assert [path.name for path in (place / "results").iterdir()] == [experiment.slug]
+    names = {path.name for path in (place / "results").iterdir()}
+    assert names == {experiment.slug, f"{experiment.slug}-log"}
 
 
 def test_a_second_sweep_keeps_the_store(results, folder, capsys, monkeypatch):
@@ -99,7 +100,8 @@ def test_a_store_of_another_study_is_kept(results, folder, capsys, monkeypatch):
     before = state(folder)
     line = refusal(capsys, "sweep", "spec.toml", "--store", results, "--tau", "0.2")
     assert f"store {results} holds another study" in line
-    assert "--overwrite" in line
+    assert "tau is (0.0, 0.1) there and (0.2,) here" in line
+    assert "overwrite" in line
     assert state(folder) == before
 
 
@@ -370,7 +372,8 @@ def test_a_report_of_the_store_in_the_working_directory_goes_beside_it(
     name = results.split("/")[1]
     monkeypatch.chdir(results)
     assert cli.main(["report", "."]) == 0
-    assert {path.name for path in (folder / "results").iterdir()} == {name, f"{name}-report"}
+    found = {path.name for path in (folder / "results").iterdir()}
+    assert found == {name, f"{name}-log", f"{name}-report"}
 
 
 def test_without_a_tolerance_a_study_is_run_to_the_end_and_reported(folder, capsys):
@@ -410,8 +413,8 @@ def test_a_lack_of_memory_ends_with_1_and_advice(error, capsys, monkeypatch):
     def run(*_, **__):
         raise error
 
-    monkeypatch.setattr("bwflow.study.run", run)
-    assert cli.main(["sweep", "spec.toml"]) == 1
+    monkeypatch.setattr("bwflow._compute.compute", run)
+    assert cli.main(["sweep", "spec.toml", "--no-progress"]) == 1
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("bwflow: out of memory; a lower batch_size")
@@ -422,8 +425,8 @@ def test_an_interrupt_ends_with_130(capsys, monkeypatch):
     def run(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bwflow.study.run", run)
-    assert cli.main(["sweep", "spec.toml"]) == 130
+    monkeypatch.setattr("bwflow._compute.compute", run)
+    assert cli.main(["sweep", "spec.toml", "--no-progress"]) == 130
     assert capsys.readouterr().err == "bwflow: interrupted\n"
 
 
@@ -500,7 +503,9 @@ def test_an_option_may_mend_what_the_file_lacks(folder, capsys):
 
 def test_a_dry_run_says_what_is_at_the_place(results, capsys):
     assert cli.main(["sweep", "spec.toml", "--dry-run"]) == 0
-    assert capsys.readouterr().out.endswith(f"store   {results}, which holds this study\n")
+    assert capsys.readouterr().out.endswith(
+        f"store   {results}, which holds this study: complete\n"
+    )
     place = ["sweep", "spec.toml", "--store", results, "--tau", "0.2", "--dry-run"]
     assert "holds another study" in refusal(capsys, *place)
     assert cli.main([*place, "--overwrite"]) == 0

@@ -181,7 +181,7 @@ sweep("one dash", ["spec.toml", "-seeds", "3"], "Unrecognized options: -seeds, 3
 # --- commands and files --------------------------------------------------------------------------
 
 for case, arguments, message in (
-    ("nothing", [], "a command is needed, of sweep, report, show, demo, completion; got none"),
+    ("nothing", [], "a command is needed, of sweep, status, .*, demo, completion; got none"),
     ("unknown", ["swep"], "got swep; did you mean 'sweep'"),
     ("far off", ["zzz"], "got zzz; bwflow --help explains them"),
     ("a file", ["spec.toml"], "a command is needed"),
@@ -305,8 +305,12 @@ sweep(
 
 as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 for case, arguments, message in (
-    ("another study", ["--store", "study", "--seeds", "3"], "study holds another study.*--overwr"),
-    ("no study", ["--store", "plain"], "plain holds another study.* --overwrite"),
+    (
+        "another study",
+        ["--store", "study", "--seeds", "3"],
+        "study holds another study: seeds is 2 there and 3 here; bwflow extend",
+    ),
+    ("no study", ["--store", "plain"], "plain holds no study: .* overwrite"),
     ("a file", ["--store", "good.npy"], "good.npy is not a Zarr store"),
     ("a file overwritten", ["--store", "good.npy", "--overwrite"], "good.npy is not a Zarr store"),
     ("in a file", ["--store", "good.npy/x"], "good.npy is not a writable folder"),
@@ -318,7 +322,6 @@ for case, arguments, message in (
     ("empty", ["--store", ""], ". is not a Zarr store"),
     ("root", ["--store", "/"], "/ is not a Zarr store"),
     ("damaged", ["--store", "damaged"], "store damaged cannot be read"),
-    ("damaged overwritten", ["--store", "damaged", "--overwrite"], "store damaged cannot be read"),
     ("a long name", ["--store", "x" * 300], "cannot be made: File name too long"),
 ):
     sweep(f"store: {case}", ["spec.toml", *arguments], message)
@@ -339,6 +342,43 @@ for command in ("report", "show"):
         ("cut", "cut", "store cut cannot be read"),
     ):
         row(f"{command}: {case}", [command, path], message)
+for command in ("status", "work", "extend", "repair", "rerun", "export", "slurm"):
+    given = {"export": ["--parquet", "x"], "slurm": ["--array", "2"]}.get(command, [])
+    for case, path, message in (
+        ("missing", "nothing", "store nothing is not a Zarr store"),
+        ("a file", "good.npy", "store good.npy is not a Zarr store"),
+        ("a folder", "folder", "store folder is not a Zarr store"),
+        ("here", ".", "store . is not a Zarr store"),
+        ("root", "/", "store / is not a Zarr store"),
+        ("no study", "plain", "store plain "),
+        ("damaged", "damaged", "store damaged cannot be read"),
+    ):
+        row(f"{command}: {case}", [command, path, *given], message)
+for case, arguments, message in (
+    ("part 0", ["work", "study", "--part", "0/2"], "--part must be i/n .*; got '0/2'"),
+    ("part 3 of 2", ["work", "study", "--part", "3/2"], "--part must be i/n .*; got '3/2'"),
+    ("no part", ["work", "study", "--part", "two"], "--part must be i/n .*; got 'two'"),
+    ("half a part", ["work", "study", "--part", "1/"], "--part must be i/n .*; got '1/'"),
+    ("parts", ["work", "study", "--part", "1/2", "--processes", "2"], "do not go together"),
+    ("processes", ["work", "study", "--processes", "-1"], "processes must be .*; got -1"),
+    ("whole", ["work", "whole"], "store whole was written whole"),
+    ("fewer seeds", ["extend", "study", "--seeds", "1"], "at least the store's 2; got 1"),
+    ("no seeds", ["extend", "study", "--seeds", "-1"], "at least the store's 2; got -1"),
+    ("bad tau", ["extend", "study", "--tau", "-1"], "tau must be distinct numbers"),
+    ("bad depth", ["extend", "study", "--depth", "0"], "depth must be distinct integers"),
+    ("wide", ["extend", "study", "--bottleneck", "9"], "bottleneck must be the smallest width"),
+    ("bad dynamics", ["extend", "study", "--dynamics", "fly"], "invalid choice 'fly'"),
+    ("which seed", ["rerun", "study"], "tau must be given, of 0, 0.1"),
+    ("no such seed", ["rerun", "study", "--seed", "7", "--tau", "0"], "seed must be .*; got 7"),
+    ("no such tau", ["rerun", "study", "--seed", "1", "--tau", "9"], "tau must be .*; got 9"),
+    ("no such depth", ["rerun", "study", "--depth", "4"], "depth must be one of 1; got 4"),
+    ("rerun there", ["rerun", "study", "--out", "folder"], "folder is not a Zarr store and is"),
+    ("export nothing", ["export", "study"], "needs --netcdf FILE or --parquet FILE"),
+    ("export there", ["export", "study", "--netcdf", "folder"], "file must be .*folder"),
+    ("no array", ["slurm", "study"], "Missing from bwflow slurm: --array"),
+    ("array 0", ["slurm", "study", "--array", "0"], "array must be a positive integer; got 0"),
+):
+    row(f"store: {case}", arguments, message)
 for case, out, message in (
     ("a file", "good.npy", "folder good.npy cannot be made: File exists"),
     ("in a file", "good.npy/x", "folder good.npy/x cannot be made: Not a directory"),
@@ -361,8 +401,9 @@ def shelf(tmp_path_factory):
         os.mkdir("folder")
         with open("folder/thesis.tex", "w") as file:
             file.write("chapter one")
-        ds = study.run(Experiment.from_toml("spec.toml"), progress=False)
-        store.write(ds, "study")
+        assert cli.main(["sweep", "spec.toml", "--store", "study", "--no-progress"]) == 0
+        ds = store.read("study")
+        store.write(study.run(Experiment.from_toml("spec.toml"), progress=False), "whole")
         store.write(ds.drop_attrs(), "half")
         store.write(ds.assign_attrs(experiment='{"sedes":3}'), "older")
         store.write(ds.assign_attrs(experiment="{"), "garbled")

@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 import bwflow as bw
 from bwflow import statistics
@@ -26,6 +27,29 @@ def kaplan_meier(duration, arrived):
                 break
         quantiles.append(answer)
     return quantiles
+
+
+def late_decay(times, gap, hit, rounding):
+    """The two fits of one run, by numpy's polynomials."""
+    seen = np.isfinite(times) & np.isfinite(gap)
+    t, g = times[seen], gap[seen]
+    if np.isfinite(hit):
+        before = t < hit
+        t, g = np.append(t[before], hit), np.append(g[before], g[-1:])
+    elif np.any(g <= rounding):
+        t, g = t[: np.argmax(g <= rounding)], g[: np.argmax(g <= rounding)]
+    t, g = t[g > 0], g[g > 0]
+    if t.size < 3:
+        return [np.nan, np.nan]
+    last = g <= 1e3 * g[-1]
+    octaves = (t >= t[-1] / 4) & (t > 0)
+    return [-slope(t[last], np.log(g[last])), slope(np.log(t[octaves]), np.log(g[octaves]))]
+
+
+def slope(x, y):
+    if x.size < 3 or np.ptp(x) == 0:
+        return np.nan
+    return np.polyfit(x - x.mean(), y, 1)[0]
 
 
 def study(times, gap, hit, *, success=None, clock="time"):
@@ -111,6 +135,55 @@ def test_steps_are_the_median():
     assert summary["steps"] == 20.0
 
 
+def test_quantiles_of_a_million_runs_are_exact():
+    """The first hundred fail at the beginning and hand their shares on to all others."""
+    count, failed = 1_000_000, 100
+    success = np.arange(count) >= failed
+    hits = np.random.default_rng(0).permutation(count - failed) + 1.0
+    hits = np.append(np.full(failed, np.inf), hits)
+    times = np.where(success[:, None], [0.0, count], [0.0, 0.5])
+    found = statistics.summary(study(times, np.ones((count, 2)), hits, success=success))
+    assert found["hit"].values.tolist() == [(count - failed) * float(q) for q in QUANTILES]
+    assert found["failed"] == failed
+
+
+def wilson(successes, trials):
+    """Where the standardised distance of the proportion found is that of a two-sided 95 %."""
+    z2 = 1.959963984540054**2
+    # (k/n - p)^2 = z^2 p (1 - p) / n as a polynomial in p.
+    p = successes / trials
+    ends = np.roots([1 + z2 / trials, -(2 * p + z2 / trials), p**2])
+    return sorted(ends.real)
+
+
+@pytest.mark.parametrize("trials", [1, 2, 7, 30])
+def test_the_share_that_converged_has_the_interval_of_wilson(trials):
+    for successes in range(trials + 1):
+        hits = np.where(np.arange(trials) < successes, 1.0, np.inf)
+        found = statistics.summary(study([0.0, 9.0], np.ones((trials, 2)), hits))
+        ends = [float(found["converged_low"]), float(found["converged_high"])]
+        assert float(found["converged"]) == successes / trials
+        assert np.allclose(ends, wilson(successes, trials), rtol=0, atol=1e-7)
+        independent = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+        assert np.allclose(ends, independent, rtol=1e-12, atol=1e-15)
+
+
+def test_the_interval_of_wilson_is_that_of_its_closed_form():
+    """Of 8 in 10, and of none and all of 5, where one end is `z^2 / (n + z^2)` from the other."""
+    z2 = 3.841458820694124
+    cases = {
+        (8, 10): (0.4901625, 0.9433178),
+        (0, 5): (0.0, z2 / (5 + z2)),
+        (5, 5): (5 / (5 + z2), 1.0),
+    }
+    for (successes, trials), expected in cases.items():
+        hits = np.where(np.arange(trials) < successes, 1.0, np.inf)
+        found = statistics.summary(study([0.0, 9.0], np.ones((trials, 2)), hits))
+        ends = [float(found["converged_low"]), float(found["converged_high"])]
+        assert np.allclose(ends, expected, rtol=0, atol=1e-7)
+        assert [end for end in expected if end in (0, 1)] == [end for end in ends if end in (0, 1)]
+
+
 @pytest.mark.parametrize("end", [20.0, 100.0], ids=["under way", "arrived"])
 def test_the_late_rate_of_an_exponential_is_its_rate(end):
     times = np.linspace(0.0, end, 101)
@@ -133,6 +206,31 @@ def test_the_late_slope_of_a_power_law_is_its_exponent(end):
     ds = stopped(times, lambda t: np.maximum(t, 1.0) ** -2.0, 1e3)
     assert np.isfinite(ds["hit"]) == (end == 1e4)
     assert abs(statistics.summary(ds)["late_slope"] + 2.0) < 1e-9
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_late_fits_are_those_of_each_run_alone(seed):
+    """Noise, gaps of zero and below, records that are missing, arrivals, runs that sink."""
+    rng = np.random.default_rng(seed)
+    count, saves = 40, int(rng.integers(2, 25))
+    times = np.sort(rng.exponential(5.0, (count, saves)), axis=1)
+    times[::2, 0] = 0.0
+    gap = np.exp(rng.normal(size=(count, saves)) - rng.exponential(1.0, (count, 1)) * times)
+    gap[rng.random((count, saves)) < 0.05] = 0.0
+    gap[rng.random((count, saves)) < 0.05] *= -1
+    gap[rng.random((count, saves)) < 0.1] = np.nan
+    gap[:, 0] = 1.0
+    times[rng.random((count, saves)) < 0.02] = np.nan
+    times[:, 0] = np.fmin(times[:, 0], np.nanmin(times, axis=1))
+    hits = np.where(rng.random(count) < 0.5, rng.exponential(10.0, count), np.inf)
+    rounding = 100 * np.finfo(float).eps
+    expected = np.transpose(list(map(late_decay, times, gap, hits, [rounding] * count)))
+    assert saves < 8 or np.isfinite(expected).mean() > 0.4
+    ds = study(times, gap, hits)
+    for one, rate, exponent in zip(range(count), *expected, strict=True):
+        found = statistics.summary(ds.isel(seed=[one]))
+        fits = [float(found["late_rate"]), float(found["late_slope"])]
+        assert np.allclose(fits, [rate, exponent], rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
 def test_late_fits_are_medians_over_the_runs_that_did_not_fail():
@@ -216,6 +314,31 @@ def test_an_axis_that_is_not_there_is_refused():
     ds = study([0.0, 1.0], np.ones((2, 2)), np.ones(2))
     with pytest.raises(ValueError, match="it lacks the axis 'start'"):
         statistics.summary(ds, over="start")
+
+
+PLACES = "over must name axes among seed: .*it lacks the axis"
+EACH_ONCE = "over must name one axis or several, each once"
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ("start", f"{PLACES} 'start'"),
+        (["seed", "start"], f"{PLACES} 'start'"),
+        (["seed", None], f"{PLACES} None"),
+        (None, f"{PLACES} None"),
+        (3, f"{PLACES} 3"),
+        ("", f"{PLACES} ''"),
+        ([["seed"]], rf"{PLACES} \['seed'\]"),
+        (b"seed", f"{PLACES} 115"),
+        ([], rf"{EACH_ONCE}; got \[\]"),
+        (("seed", "seed"), rf"{EACH_ONCE}; got \['seed', 'seed'\]"),
+    ],
+)
+def test_axes_that_cannot_be_pooled_are_refused(over, message, as_installed):
+    ds = study([0.0, 1.0], np.ones((2, 2)), np.ones(2))
+    with pytest.raises(ValueError, match=message):
+        statistics.summary(ds, over=over)
 
 
 def slows_down(depth, eigenvalue, tau):

@@ -54,7 +54,7 @@ def test_axes_come_first_and_then_the_records(ds):
     axes = ("dynamics", "depth", "tau", "seed")
     assert set(ds.data_vars) == {
         *("loss", "gap", "singular_values", "imbalance"),
-        *("hit", "num_steps", "success", "reason"),
+        *("hit", "num_steps", "num_accepted", "num_rejected", "success", "reason"),
     }
     for name in ("loss", "gap"):
         assert ds[name].dims == (*axes, "save")

@@ -1,0 +1,168 @@
+"""Computing units of a store."""
+
+import functools
+import json
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, ArrayLike
+
+from bwflow import progress, store, study, sweeps
+from bwflow._process import in_precision
+from bwflow._units import Grid, Unit
+from bwflow.experiment import Experiment
+
+# Two programs at once, from two threads, have been seen to deadlock XLA on a CPU.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def root(path: str | Path) -> dict[str, Any]:
+    """The attributes of a store, from its root alone: the rest may be damaged."""
+    path = store.check_store(path)
+    try:
+        attrs = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+    except (OSError, ValueError, KeyError) as error:
+        raise store.DamagedStoreError(
+            f"store {path} cannot be read: zarr.json, by which it is known, is damaged: {error}."
+        ) from error
+    if not isinstance(attrs.get("experiment"), str):
+        raise ValueError(
+            f"store {path} holds no study: it lacks the attribute 'experiment'; "
+            "choose another store, or ask for overwrite to replace it."
+        )
+    return attrs
+
+
+def origin(experiment: Experiment) -> dict[str, Any]:
+    """What decides the bits of a result beside the spec and the chunk."""
+    return {
+        "versions": json.dumps(store.versions()),
+        "x64": experiment.precision == "float64",
+        "platform": jax.default_backend(),
+    }
+
+
+def check_origin(path: Path, attrs: Mapping[str, Any], experiment: Experiment) -> None:
+    """Refuse to add to results of other versions or another platform, which differ in rounding."""
+    differing = []
+    for key, here in origin(experiment).items():
+        there = attrs.get(key)
+        if key == "versions":
+            old, new = json.loads(there or "{}"), json.loads(here)
+            differing += [(name, old.get(name), v) for name, v in new.items() if old.get(name) != v]
+        elif there != here:
+            differing.append((key, there, here))
+    if differing:
+        shown = "; ".join(f"{key} is {old} there and {new} here" for key, old, new in differing)
+        raise ValueError(
+            f"store {path} was begun elsewhere: {shown}. Its other runs would differ in rounding; "
+            "continue with what it was begun with."
+        )
+
+
+class _Study:
+    """A store made ready to compute: its spec, target and programs."""
+
+    def __init__(self, path: Path, attrs: Mapping[str, Any]):
+        self.experiment = Experiment.from_json(attrs["experiment"])
+        check_origin(path, attrs, self.experiment)
+        self.target = study.kept_target(store.open(path))
+        self.run = study.cell(self.experiment, self.target)
+        self.axes = study.axes(self.experiment, self.target.dim)
+        self.program = functools.cache(self._program)
+
+    def _program(
+        self, devices: int, **fixed: Any
+    ) -> Callable[[ArrayLike, ArrayLike], dict[str, Array]]:
+        """All runs of a chunk, on each device those of another one."""
+
+        def run(tau: Array, seed: Array) -> dict[str, Array]:
+            return sweeps.record(self.run(tau=tau, seed=seed, **fixed))
+
+        return jax.jit(over_devices(jax.vmap(run), devices))
+
+
+def over_devices(function: Callable, devices: int) -> Callable:
+    """A function of arrays of runs with the runs shared out to that many devices.
+
+    Each device has a loop of its own: nothing is exchanged, so none waits for a slower one.
+    """
+    if devices == 1:
+        return function
+    mesh = jax.make_mesh(
+        (devices,), ("runs",), (AxisType.Auto,), devices=jax.local_devices()[:devices]
+    )
+    split = PartitionSpec("runs")
+    return jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+
+
+@functools.lru_cache(maxsize=2)
+def _study(path: Path, root: str) -> _Study:
+    return _Study(path, json.loads(root))
+
+
+def compute(path: Path, units: Sequence[Unit], *, devices: int = 1) -> None:
+    """Compute units of one program, one on each device, and write them.
+
+    Raises
+    ------
+    ValueError
+        If the store was begun with other versions or on another platform.
+    OSError
+        If the results cannot be written.
+    """
+    began = progress.now()
+    blocks = results(path, units, devices=devices)
+    computed, grid = progress.now(), Grid.open(path)
+    for unit, block in zip(units, blocks, strict=True):
+        grid.put(unit, block)
+        where = {axis: unit[axis].start for axis in grid.chunks}
+        progress.record(path, where, block["reason"].size, began, computed)
+
+
+def results(path: Path, units: Sequence[Unit], *, devices: int = 1) -> list[dict[str, np.ndarray]]:
+    """The results of units of one program, not written."""
+    attrs = root(path)
+    with _ONE_AT_A_TIME, in_precision(Experiment.from_json(attrs["experiment"]).precision):
+        ready = _study(path.resolve(), json.dumps(attrs))
+        static, traced = ready.axes
+        chunks = json.loads(attrs["chunks"])
+        fixed = {name: static[name][units[0][name].start] for name in static}
+        # The program is that of all devices, even if there are fewer units left.
+        taken = [*units, *(devices - len(units)) * [units[-1]]]
+        columns = [_padded_runs(unit, chunks, traced) for unit in taken]
+        tau, seed = (np.concatenate(column) for column in zip(*columns, strict=True))
+        found = jax.device_get(ready.program(devices, **fixed)(tau, seed))
+    sizes = [chunks[name] for name in traced]
+    return [_block(found, index, sizes, unit) for index, unit in enumerate(units)]
+
+
+def _padded_runs(
+    unit: Unit, chunks: Mapping[str, int], traced: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
+    """Coordinates of the runs of a whole chunk; the last is repeated where the unit ends before."""
+    sides = []
+    for name, values in traced.items():
+        index = np.arange(unit[name].start, unit[name].start + chunks[name])
+        sides.append(values[np.minimum(index, unit[name].stop - 1)])
+    return [side.ravel() for side in np.meshgrid(*sides, indexing="ij")]
+
+
+def _block(
+    results: Mapping[str, np.ndarray], index: int, sizes: Sequence[int], unit: Unit
+) -> dict[str, np.ndarray]:
+    """The results of one unit, without its padding."""
+    count = math.prod(sizes)
+    kept = tuple(slice(unit[name].stop - unit[name].start) for name in ("tau", "seed"))
+    block = {}
+    for name, array in results.items():
+        if name not in ("time", "step"):
+            runs = array[index * count : (index + 1) * count]
+            block[name] = runs.reshape(*sizes, *array.shape[1:])[kept][None, None, None]
+    return block | {"success": block["reason"] == 0}

@@ -1,0 +1,304 @@
+"""The grid of runs of a store, unit by unit.
+
+A unit is a box of the grid that fills one Zarr chunk of every variable; `done` says of each run
+whether its results are there. Writing a unit replaces files one by one, `done` last, so a process
+may die at any moment, and several may write at once, the same unit too. Nothing here is locked.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
+
+from bwflow import store
+from bwflow.store import DamagedStoreError
+
+Unit = dict[str, slice]
+"""A box of the grid, by axis."""
+
+_CHUNKS = "chunks"  # attribute of a store: sizes of Zarr's chunks by dimension, as JSON
+_ATTEMPTS = 5
+_STRAY = "*.partial"
+
+
+def create(
+    outline: xr.Dataset, path: Path, axes: Mapping[str, np.ndarray], chunks: Mapping[str, int]
+) -> None:
+    """Write a store without results.
+
+    Parameters
+    ----------
+    outline
+        The dataset of one point of the grid: what has the axes (first, and of length 1) tells
+        names, types and further dimensions of the results; everything else is kept as it is.
+    path
+        Where nothing is yet.
+    axes
+        The coordinates of the grid.
+    chunks
+        Sizes of a unit, one for each axis, and of the chunks along further dimensions, which are
+        otherwise those of the outline.
+    """
+    results = [name for name, v in outline.data_vars.items() if set(axes) & set(v.dims)]
+    done = xr.DataArray(
+        np.zeros((1,) * len(axes), bool),
+        dims=[*axes],
+        attrs={"long_name": "whether the results of the run are there", "units": "1"},
+    )
+    arrays = {name: outline[name] for name in results} | {"done": done}
+    kept = outline.drop_vars([*results, *axes]).assign_coords(
+        {name: (name, values, outline[name].attrs) for name, values in axes.items()}
+    )
+    sizes = {str(dim): n for name in results for dim, n in outline[name].sizes.items()}
+    chunks = {dim: chunks.get(dim, max(1, n)) for dim, n in sizes.items()}
+    store.write_into(kept.assign_attrs({_CHUNKS: json.dumps(chunks)}), path)
+    group = zarr.open_group(LocalStore(path), mode="r+")
+    for name, array in arrays.items():
+        own = array.shape[len(axes) :]
+        group.create_array(
+            str(name),
+            shape=(*map(len, axes.values()), *own),
+            chunks=tuple(chunks[str(dim)] for dim in array.dims),
+            dtype=array.dtype,
+            fill_value={"f": np.nan, "i": -1, "b": False}[array.dtype.kind],
+            compressors=(ZstdCodec(), Crc32cCodec()),
+            dimension_names=[str(dim) for dim in array.dims],
+            attributes=array.attrs,
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid of an open store."""
+
+    path: Path
+    chunks: dict[str, int]
+    """Size of a unit along each axis."""
+    done: zarr.Array
+    results: dict[str, zarr.Array]
+
+    @classmethod
+    def open(cls, path: Path, mode: Literal["r", "r+"] = "r") -> "Grid":
+        """The grid as the store has it now.
+
+        Raises
+        ------
+        ValueError
+            If there is no store, it has no grid, or its description is damaged.
+        """
+        store.check_store(path)
+        with store.damage(path):
+            group = zarr.open_group(LocalStore(path, read_only=mode == "r"), mode=mode)
+            arrays = dict(group.arrays())
+            chunks: Any = group.attrs.get(_CHUNKS)
+            if chunks is not None and "done" not in arrays:
+                raise FileNotFoundError("done is missing")
+        if chunks is None:
+            raise ValueError(
+                f"store {path} was written whole and has no runs to add; bwflow sweep makes one "
+                "that has."
+            )
+        done = arrays.pop("done")
+        own = _dims(done)
+        results = {name: array for name, array in arrays.items() if _dims(array)[: len(own)] == own}
+        chunks = {axis: size for axis, size in json.loads(chunks).items() if axis in own}
+        return cls(path, chunks, done, results)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of runs along each axis."""
+        return self.done.shape
+
+    def units(self) -> list[Unit]:
+        """All units, in the order of the grid."""
+        return [self._unit(corner) for corner in itertools.product(*self._starts())]
+
+    def _starts(self) -> list[range]:
+        return [range(0, n, k) for n, k in zip(self.shape, self.chunks.values(), strict=True)]
+
+    def _unit(self, corner: tuple[int, ...]) -> Unit:
+        return {
+            axis: slice(start, min(start + size, n))
+            for (axis, size), start, n in zip(self.chunks.items(), corner, self.shape, strict=True)
+        }
+
+    def flags(self) -> list[bool]:
+        """Of each unit, whether all its runs are done."""
+        with store.damage(self.path):
+            flags = np.asarray(self.done[...])
+        for axis, starts in enumerate(self._starts()):
+            flags = np.logical_and.reduceat(flags, np.asarray(starts), axis=axis)
+        return flags.ravel().tolist()
+
+    def pending(self) -> list[Unit]:
+        """The units that are not done, as the store is now."""
+        return [u for u, done in zip(self.units(), self.flags(), strict=True) if not done]
+
+    def is_done(self, unit: Unit) -> bool:
+        """Whether all runs of a unit are done."""
+        with store.damage(self.path, "done", unit):
+            return bool(np.all(self.done[tuple(unit.values())]))
+
+    def put(self, unit: Unit, results: Mapping[str, np.ndarray]) -> None:
+        """Write the results of a unit, and then that it is done.
+
+        Raises
+        ------
+        ValueError
+            If the box is not a unit of the grid, or the results are not its variables.
+        OSError
+            If they cannot be written; the unit is not done then.
+        """
+        corner = tuple(unit[axis].start for axis in self.chunks)
+        aligned = all(i in starts for i, starts in zip(corner, self._starts(), strict=True))
+        if not aligned or unit != self._unit(corner):
+            raise ValueError(
+                f"unit must be a chunk of the store, {self.chunks} of {self.shape}; got {unit}."
+            )
+        if set(results) != set(self.results):
+            expected = ", ".join(sorted(self.results))
+            raise ValueError(f"results must be {expected}; got {', '.join(sorted(results))}.")
+        box = tuple(unit[axis] for axis in self.chunks)
+        runs = tuple(side.stop - side.start for side in box)
+        fitted = {name: _fitted(name, results[name], self.results[name], runs) for name in results}
+        # Chunks of NaN have a file too, by which it is seen that they were written.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            grid = Grid.open(self.path, "r+")
+            for name, values in fitted.items():
+                _replace(grid.results[name], box, values)
+            _replace(grid.done, box, np.ones(runs, bool))
+
+    def read(self, unit: Unit) -> dict[str, np.ndarray]:
+        """The results of a unit.
+
+        Raises
+        ------
+        DamagedStoreError
+            If a file is missing, cut short or altered.
+        """
+        found = {}
+        for name, array in self.results.items():
+            with store.damage(self.path, name, unit):
+                for file in self._files(name, array, unit):
+                    if not file.is_file():
+                        raise FileNotFoundError(f"{file} is missing")
+                found[name] = np.asarray(array[tuple(unit.values())])
+        return found
+
+    def damaged(self) -> list[tuple[str, Unit]]:
+        """The units that cannot be read although they should be there, each with the reason."""
+        found = []
+        for unit in self.units():
+            try:
+                if self.is_done(unit):
+                    self.read(unit)
+            except DamagedStoreError as error:
+                found.append((str(error), unit))
+        return found
+
+    def forget(self, unit: Unit) -> None:
+        """Remove the files of a unit: it is not done, first of all."""
+        for name, array in {"done": self.done, **self.results}.items():
+            for file in self._files(name, array, unit):
+                file.unlink(missing_ok=True)
+
+    def _files(self, name: str, array: zarr.Array, unit: Unit) -> Iterator[Path]:
+        corner = [unit[axis].start // size for axis, size in self.chunks.items()]
+        own = [range(-(-n // k)) for n, k in zip(array.shape, array.chunks, strict=True)]
+        for rest in itertools.product(*own[len(corner) :]):
+            yield self.path / name / "c" / "/".join(map(str, (*corner, *rest)))
+
+
+def _dims(array: zarr.Array) -> tuple[str, ...]:
+    names: Any = getattr(array.metadata, "dimension_names", None)
+    return tuple(names or ())
+
+
+def _fitted(name: str, result: np.ndarray, array: zarr.Array, runs: tuple[int, ...]) -> np.ndarray:
+    """A result in the type and size of its variable, which other networks may need larger."""
+    full = (*runs, *array.shape[len(runs) :])
+    fits = result.ndim == len(full) and result.shape[: len(runs)] == runs
+    if not fits or any(n > most for n, most in zip(result.shape, full, strict=True)):
+        raise ValueError(f"results of {name} must fit into {full}; got shape {result.shape}.")
+    whole = np.full(full, array.fill_value, array.dtype)
+    whole[tuple(map(slice, result.shape))] = result
+    return whole
+
+
+def _replace(array: zarr.Array, box: tuple[slice, ...], values: np.ndarray) -> None:
+    for _ in range(_ATTEMPTS):
+        try:
+            array[box] = values
+            return
+        except FileNotFoundError:  # `clear`, by a process that saw the store completed
+            pass
+    array[box] = values
+
+
+def finished(path: Path) -> Iterator[xr.Dataset]:
+    """What is done, unit by unit, as labelled datasets in memory.
+
+    Of a unit that has grown, by an extension, these are the runs that were done before.
+
+    Raises
+    ------
+    DamagedStoreError
+        If a file is missing, cut short or altered.
+    """
+    grid, ds = Grid.open(path), store.open(path)
+    described = ds.drop_vars([*grid.results, "done"])
+    with store.damage(path):
+        flags = np.asarray(grid.done[...])
+    for unit in grid.units():
+        done = flags[tuple(unit.values())]
+        if done.any():
+            block = {name: (ds[name].dims, values) for name, values in grid.read(unit).items()}
+            kept = {axis: slice(n) for axis, n in zip(unit, _extent(done), strict=True)}
+            yield described.isel(unit).assign(block).isel(kept).load()
+
+
+def _extent(done: np.ndarray) -> list[int]:
+    """Sizes of the box of runs that are done, which begins where the unit does."""
+    return [int(index.max()) + 1 for index in np.nonzero(done)]
+
+
+def constants(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a store that are no results, each read by itself."""
+    with store.damage(path):
+        arrays = dict(zarr.open_group(LocalStore(path, read_only=True), mode="r").arrays())
+        own = _dims(arrays["done"])
+        names = [name for name, array in arrays.items() if _dims(array)[: len(own)] != own]
+        return {name: np.asarray(arrays[name][...]) for name in names}
+
+
+def clear(path: Path) -> None:
+    """Remove what killed processes have left in a store: files that were not yet renamed."""
+    for stray in path.rglob(_STRAY):
+        stray.unlink(missing_ok=True)
+
+
+def adopt(template: Path, path: Path) -> list[str]:
+    """Give a store the description, coordinates and constants of another; returns what changed.
+
+    The root, which tells everything else, is replaced first and `done` last: while the sizes of
+    `done` are not those that the root tells, this has to be done again.
+    """
+    names = [str(file.relative_to(template)) for file in template.rglob("*") if file.is_file()]
+    changed = []
+    for name in sorted(
+        names, key=lambda name: (name != "zarr.json", name.startswith("done"), name)
+    ):
+        new, old = template / name, path / name
+        if not old.is_file() or old.read_bytes() != new.read_bytes():
+            old.parent.mkdir(parents=True, exist_ok=True)
+            new.replace(old)
+            changed.append(name)
+    return changed

@@ -1,0 +1,32 @@
+"""What processes that compute for others run. Jax is imported here when the first unit comes."""
+
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from bwflow._process import configure
+
+
+def start(life: Connection) -> None:
+    """Set a local process up: it ends when the other end of the pipe is closed or its owner dies.
+
+    A signal from the keyboard, which goes to all processes of a terminal, is left to the owner.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def outlive() -> None:
+        life.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=outlive, daemon=True).start()
+    configure()
+
+
+def compute(path: str, unit: dict[str, slice]) -> None:
+    """Compute one unit of a store, unless another process has done it by now."""
+    configure()
+    from bwflow import _compute
+
+    _compute.compute(Path(path), [unit])

@@ -1,0 +1,371 @@
+"""Studies on disk: made, continued, extended and repaired, one run made again.
+
+The store is all there is: an `Experiment`, the target, and of every run its results or that they
+are not there yet. `bwflow.jobs` has the processes that compute them.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from bwflow import plan, progress, report, store, study, sweeps
+from bwflow._compute import check_origin, origin, root
+from bwflow._process import in_precision
+from bwflow._units import Grid, Unit, adopt, clear, constants
+from bwflow._units import create as create_grid
+from bwflow.covariances import Target
+from bwflow.experiment import Experiment
+
+AXES = ("dynamics", "depth", "bottleneck", "tau", "seed")
+_LISTS = {
+    "network.depth": "depth",
+    "network.bottleneck": "bottleneck",
+    "tau": "tau",
+    "dynamics": "",
+}
+
+
+def create(experiment: Experiment, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Make the store of a study, without results; one of the same study is kept as it is.
+
+    Parameters
+    ----------
+    experiment
+        The spec.
+    path
+        Folder of the store. Logs go to a folder of the same name with `-log` at the end.
+    overwrite
+        Whether a store that is there is replaced.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If there is a store of another study, naming the keys that differ; if `path` is something
+        else; if `experiment` is no `Experiment` or cannot run.
+
+    Notes
+    -----
+    The chunk along `tau` and `seed` is fixed here (`bwflow.plan.chunk`): runs of a chunk advance
+    together, and the bits of a result depend, to rounding, on how many they are.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import bwflow as bw
+    >>> folder = bw.stored.create(bw.Experiment(seeds=2), f"{tempfile.mkdtemp()}/mine")
+    >>> bw.store.open(folder)["done"].sum().item()
+    0
+    """
+    if not isinstance(experiment, Experiment):
+        raise ValueError(
+            "experiment must be a bwflow.Experiment: names, numbers and small tuples that a store "
+            f"can keep; got {type(experiment).__name__}. bwflow.sweep runs any function in memory."
+        )
+    path = store.place(path)
+    store.check_place(path)
+    if path.exists() and not overwrite:
+        match(experiment, path)
+        return path
+    n = study.target_size(experiment.target)
+    experiment.programs(n)  # refuses networks that do not fit
+    with in_precision(experiment.precision):
+        target = study.make_target(experiment.target, np.dtype(experiment.precision))
+        taus, seeds = plan.chunk(experiment, n)
+        with store.draft(path, overwrite=overwrite) as draft:
+            _write_template(
+                experiment, target, draft, {"tau": taus, "seed": seeds}, origin(experiment)
+            )
+    return path
+
+
+def match(experiment: Experiment, path: str | Path) -> None:
+    """Refuse a store of another study.
+
+    Raises
+    ------
+    ValueError
+        If there is no store of a study, or one of another; the message names what differs.
+    """
+    held = experiment_of(path)
+    old, new = (_flat(spec.to_dict()) for spec in (held, experiment))
+    differing = [(key, (old[key], new[key])) for key in new if old[key] != new[key]]
+    if not differing:
+        return
+    shown = "; ".join(f"{key} is {old!r} there and {new!r} here" for key, (old, new) in differing)
+    advice = "choose another store, or ask for overwrite to replace it."
+    longer = {"seeds", *_LISTS}
+    if {key for key, _ in differing} <= longer and _grows(held, experiment):
+        advice = "bwflow extend adds runs to a store."
+    elif {key for key, _ in differing} <= longer and _grows(experiment, held):
+        advice = "it was extended; bwflow work goes on with it."
+    raise ValueError(f"store {path} holds another study: {shown}; {advice}")
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in data.items():
+        nested = isinstance(value, dict)
+        found |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
+
+
+def _grows(held: Experiment, asked: Experiment) -> bool:
+    old, new = (_flat(spec.to_dict()) for spec in (held, asked))
+    return held.seeds <= asked.seeds and all(set(old[key]) <= set(new[key]) for key in _LISTS)
+
+
+def experiment_of(path: str | Path) -> Experiment:
+    """The spec of the study in a store.
+
+    Raises
+    ------
+    ValueError
+        If there is no store of a study, or its description is damaged.
+    """
+    return Experiment.from_json(root(path)["experiment"])
+
+
+def _write_template(
+    experiment: Experiment,
+    target: Target,
+    path: Path,
+    chunks: Mapping[str, int],
+    begun: Mapping[str, Any],
+) -> None:
+    static, traced = study.axes(experiment, target.dim)
+    outline = study.outline(experiment, target)
+    digest = hashlib.blake2b(experiment.to_json().encode(), digest_size=16).hexdigest()
+    attrs = {"experiment_hash": digest, **begun}
+    flags = outline["reason"].attrs
+    outline["reason"].attrs |= {
+        "flag_values": [-1, *flags["flag_values"]],
+        "flag_meanings": f"not_run {flags['flag_meanings']}",
+    }
+    values = {name: sweeps.coordinate(listed) for name, listed in static.items()} | traced
+    units = {name: chunks.get(name, 1) for name in values}
+    create_grid(outline.assign_attrs(attrs), path, values, {**chunks, **units})
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time that changes what a store's grid is."""
+    import fcntl
+
+    folder = progress.log_folder(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"store {path} is being extended or repaired already.") from None
+        yield
+
+
+def extend(
+    path: str | Path,
+    *,
+    seeds: int | None = None,
+    tau: Sequence[float] = (),
+    depth: Sequence[int] = (),
+    bottleneck: Sequence[int] = (),
+    dynamics: Sequence[str] = (),
+) -> Experiment:
+    """Add runs to a store: further seeds, or new values at the end of an axis.
+
+    Nothing is computed. What is there stays; where the last chunk of an axis was not full, it is
+    computed again, and its old runs get the same bits.
+
+    Parameters
+    ----------
+    path
+        The store.
+    seeds
+        New number of seeds.
+    tau, depth, bottleneck, dynamics
+        Values to add; those that are there already are left out.
+
+    Returns
+    -------
+    Experiment
+        The spec of the extended study.
+
+    Raises
+    ------
+    ValueError
+        If there is no store of a study, the seeds are fewer than there are, a value breaks a rule
+        of the spec, the store was begun with other versions, or another process is extending it.
+    """
+    path = store.check_store(path)
+    values = {"tau": tau, "depth": depth, "bottleneck": bottleneck, "dynamics": dynamics}
+    _extended(path, root(path), seeds, values)  # refuses, before anything is written
+    with alone(path):
+        attrs = root(path)
+        asked = _extended(path, attrs, seeds, values)
+        _renew(path, asked, attrs)
+    return asked
+
+
+def _extended(
+    path: Path, attrs: Mapping[str, Any], seeds: int | None, values: Mapping[str, Any]
+) -> Experiment:
+    held = Experiment.from_json(attrs["experiment"])
+    if seeds is None:
+        seeds = held.seeds
+    if seeds < held.seeds:
+        raise ValueError(f"seeds must be at least the store's {held.seeds}; got {seeds}.")
+    check_origin(path, attrs, held)
+    network = {
+        name: _joined(getattr(held.network, name), values[name]) for name in ("depth", "bottleneck")
+    }
+    asked = dataclasses.replace(
+        held,
+        network=dataclasses.replace(held.network, **network),
+        seeds=seeds,
+        tau=_joined(held.tau, values["tau"]),
+        dynamics=_joined(held.dynamics, values["dynamics"]),
+    )
+    asked.programs(study.kept_target(constants(path)).dim)  # refuses networks that do not fit
+    return asked
+
+
+def _joined(held: tuple, more: Any) -> tuple:
+    more = more if isinstance(more, (list, tuple, range)) or hasattr(more, "tolist") else [more]
+    return held + tuple(value for value in dict.fromkeys(more) if value not in held)
+
+
+def _renew(path: Path, experiment: Experiment, attrs: Mapping[str, Any]) -> list[str]:
+    """Bring description, coordinates and constants of a store to a spec."""
+    with in_precision(experiment.precision):
+        try:
+            target = study.kept_target(constants(path))
+        except (ValueError, KeyError):  # damaged: from the spec then
+            target = study.make_target(experiment.target, np.dtype(experiment.precision))
+        kept = {key: attrs[key] for key in ("versions", "x64", "platform")}
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            template = Path(folder) / "template"
+            _write_template(experiment, target, template, json.loads(attrs["chunks"]), kept)
+            return adopt(template, path)
+
+
+def settle(path: str | Path) -> Grid:
+    """The grid of a store, after completing an extension that was interrupted."""
+    path = store.check_store(path)
+    attrs = root(path)
+    experiment = Experiment.from_json(attrs["experiment"])
+    grid = Grid.open(path)
+    lengths = (
+        len(experiment.dynamics),
+        len(experiment.network.depth),
+        len(experiment.network.bottleneck),
+        len(experiment.tau),
+        experiment.seeds,
+    )
+    if grid.shape == lengths:
+        return grid
+    with alone(path):
+        _renew(path, experiment, attrs)
+    return Grid.open(path)
+
+
+def repair(path: str | Path) -> tuple[list[str], list[Unit]]:
+    """Find what is damaged in a store, and make it anew or forget it, to be computed again.
+
+    Every file is read. What describes the store is compared with what its spec says; results that
+    are missing, cut short or altered are removed, with those of the same chunk, which is then not
+    done; files that a killed process left behind are removed.
+
+    Returns
+    -------
+    tuple
+        What was found, a line each, and the units to be computed again.
+
+    Raises
+    ------
+    ValueError
+        If there is no store of a study, or the root of its description cannot be read.
+    """
+    path = store.check_store(path)
+    root(path)  # refuses, before anything is written
+    with alone(path):
+        attrs = root(path)
+        found = [f"{name}: made anew" for name in _renew(path, experiment_of(path), attrs)]
+        grid = Grid.open(path, "r+")
+        damaged = grid.damaged()
+        for reason, unit in damaged:
+            grid.forget(unit)
+            found.append(reason)
+    clear(path)
+    return found, [unit for _, unit in damaged]
+
+
+def rerun(path: str | Path, **coordinates: Any) -> xr.Dataset:
+    """Compute one run of a store again, alone, with its layers along the way.
+
+    Parameters
+    ----------
+    path
+        The store.
+    **coordinates
+        `seed=17, tau=0.1, ...`: a value of each axis; one with a single value may be left out.
+
+    Returns
+    -------
+    xarray.Dataset
+        The records of the run, and its layers `W_1, ..., W_N` at every record.
+
+    Raises
+    ------
+    ValueError
+        If a coordinate is missing or not in the store, or as `compute`.
+
+    Notes
+    -----
+    A run alone and a run among others differ in rounding.
+    """
+    path = store.check_store(path)
+    attrs = root(path)
+    experiment = Experiment.from_json(attrs["experiment"])
+    with in_precision(experiment.precision):
+        check_origin(path, attrs, experiment)
+        ds = store.open(path)
+        point = {axis: _chosen(axis, ds[axis].values, coordinates) for axis in AXES}
+        unknown = set(coordinates) - set(AXES)
+        if unknown:
+            raise ValueError(f"coordinates must be of {', '.join(AXES)}; got {', '.join(unknown)}.")
+        target = study.kept_target(ds)
+        static = {axis: [point[axis]] for axis in AXES[:3]}
+        traced = {axis: np.asarray([point[axis]]) for axis in AXES[3:]}
+        run = study.cell(experiment, target, study.with_layers(experiment))
+        return sweeps.sweep(run, static=static, traced=traced, batch_size=1, progress=False)
+
+
+def _chosen(axis: str, values: np.ndarray, coordinates: Mapping[str, Any]) -> Any:
+    """The value of an axis that is meant."""
+    listed = report.listed(values)
+    if axis not in coordinates and len(values) > 1:
+        raise ValueError(f"{axis} must be given, of {listed}.")
+    asked = coordinates.get(axis, values.tolist()[0])
+    for value in values.tolist() if axis in AXES[:3] else values:
+        if str(value) == asked if axis == "dynamics" else _close(value, asked):
+            return value
+    raise ValueError(f"{axis} must be one of {listed}; got {asked!r}.")
+
+
+def _close(value: Any, asked: Any) -> bool:
+    try:
+        return bool(np.isclose(float(value), float(asked), rtol=1e-5, atol=0))
+    except (TypeError, ValueError):
+        return False
