@@ -238,6 +238,13 @@ def _extended(
         dynamics=_joined(held.dynamics, values["dynamics"]),
     )
     asked.programs(study.kept_target(constants(path)).dim)  # refuses networks that do not fit
+    for name, array in Grid.open(path).results.items():
+        # Records of different lengths are padded with NaN, which integers lack.
+        if array.dtype.kind == "i" and array.ndim > len(AXES) and asked.dynamics != held.dynamics:
+            raise ValueError(
+                f"dynamics cannot be added to store {path}, whose records of {name} are integers; "
+                "make a store of the whole study."
+            )
     return asked
 
 
