@@ -56,9 +56,9 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.pip pyproject.toml constraints.txt
-	$(PIP) install $(CONSTRAINTS) -e '.[demo]' --group test
+	$(PIP) install $(CONSTRAINTS) -e '.[demo,dask,export]' --group test
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.pip pyproject.toml constraints.txt
-	$(PIP) install $(CONSTRAINTS) -e '.[demo]' --group lint
+	$(PIP) install $(CONSTRAINTS) -e '.[demo,dask,export]' --group lint
 	touch $@
