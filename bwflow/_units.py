@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -86,7 +86,7 @@ class Grid:
     results: dict[str, zarr.Array]
 
     @classmethod
-    def open(cls, path: Path, mode: Literal["r", "r+"] = "r") -> "Grid":
+    def open(cls, path: Path) -> "Grid":
         """The grid as the store has it now.
 
         Raises
@@ -95,8 +95,9 @@ class Grid:
             If there is no store, it has no grid, or its description is damaged.
         """
         store.check_store(path)
-        with store.damage(path):
-            group = zarr.open_group(LocalStore(path, read_only=mode == "r"), mode=mode)
+        # Chunks of NaN get a file too, by which it is seen that they were written.
+        with store.damage(path), zarr.config.set({"array.write_empty_chunks": True}):
+            group = zarr.open_group(LocalStore(path), mode="r+")
             arrays = dict(group.arrays())
             chunks: Any = group.attrs.get(_CHUNKS)
             if chunks is not None and "done" not in arrays:
@@ -144,8 +145,11 @@ class Grid:
 
     def is_done(self, unit: Unit) -> bool:
         """Whether all runs of a unit are done."""
+        return bool(self._flags(unit).all())
+
+    def _flags(self, unit: Unit) -> np.ndarray:
         with store.damage(self.path, "done", unit):
-            return bool(np.all(self.done[tuple(unit.values())]))
+            return np.asarray(self.done[tuple(unit.values())])
 
     def put(self, unit: Unit, results: Mapping[str, np.ndarray]) -> None:
         """Write the results of a unit, and then that it is done.
@@ -169,12 +173,9 @@ class Grid:
         box = tuple(unit[axis] for axis in self.chunks)
         runs = tuple(side.stop - side.start for side in box)
         fitted = {name: _fitted(name, results[name], self.results[name], runs) for name in results}
-        # Chunks of NaN have a file too, by which it is seen that they were written.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            grid = Grid.open(self.path, "r+")
-            for name, values in fitted.items():
-                _replace(grid.results[name], box, values)
-            _replace(grid.done, box, np.ones(runs, bool))
+        for name, values in fitted.items():
+            _replace(self.results[name], box, values)
+        _replace(self.done, box, np.ones(runs, bool))
 
     def read(self, unit: Unit) -> dict[str, np.ndarray]:
         """The results of a unit.
@@ -198,7 +199,7 @@ class Grid:
         found = []
         for unit in self.units():
             try:
-                if self.is_done(unit):
+                if self._flags(unit).any():
                     self.read(unit)
             except DamagedStoreError as error:
                 found.append((str(error), unit))

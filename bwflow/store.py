@@ -15,7 +15,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore  # of a path as it stands: ~ and :: have no other meaning
 
 _PACKAGES = ("bwflow", "jax", "jaxlib", "diffrax", "optax")
-_DRAFT = ".draft"
+_SCRATCH = ".draft"
 
 
 class DamagedStoreError(ValueError):
@@ -74,27 +74,36 @@ def draft(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     ------
     ValueError
         As `check_place`, or if there is a store and `overwrite` is false.
+    FileExistsError
+        If another process makes one meanwhile.
     """
     path = place(path)
     check_place(path)
     if path.exists() and not overwrite:
         raise ValueError(f"store {path} exists; ask for overwrite to replace it.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}-"
-    with tempfile.TemporaryDirectory(
-        dir=path.parent, prefix=prefix, suffix=_DRAFT, ignore_cleanup_errors=True
-    ) as folder:
-        made = Path(folder) / "store"
+    with scratch(path) as folder:
+        made = folder / "store"
         try:
             yield made
             if overwrite and path.exists():
-                os.rename(path, Path(folder) / "replaced")
+                os.rename(path, folder / "replaced")
             os.rename(made, path)
-        except OSError:
+        except OSError as error:
             if overwrite or not is_store(path):
                 raise
-            raise ValueError(f"store {path} was made by another process just now.") from None
-    for left in path.parent.glob(f"{glob.escape(prefix)}*{_DRAFT}"):  # by killed processes
+            raise FileExistsError(f"store {path} was made by another process just now") from error
+
+
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A temporary folder beside a store; those that killed processes left are removed."""
+    prefix = f".{path.name}-"
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=prefix, suffix=_SCRATCH, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
+    for left in path.parent.glob(f"{glob.escape(prefix)}*{_SCRATCH}"):
         shutil.rmtree(left, ignore_errors=True)
 
 

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,7 @@ from bwflow.covariances import Target
 from bwflow.experiment import Experiment
 
 AXES = ("dynamics", "depth", "bottleneck", "tau", "seed")
-_LISTS = {
-    "network.depth": "depth",
-    "network.bottleneck": "bottleneck",
-    "tau": "tau",
-    "dynamics": "",
-}
+_LISTS = ("dynamics", "network.depth", "network.bottleneck", "tau")
 
 
 def create(experiment: Experiment, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -63,8 +57,7 @@ def create(experiment: Experiment, path: str | Path, *, overwrite: bool = False)
 
     Examples
     --------
-    >>> import tempfile
-    >>> import bwflow as bw
+    >>>     >>> import bwflow as bw
     >>> folder = bw.stored.create(bw.Experiment(seeds=2), f"{tempfile.mkdtemp()}/mine")
     >>> bw.store.open(folder)["done"].sum().item()
     0
@@ -83,11 +76,12 @@ def create(experiment: Experiment, path: str | Path, *, overwrite: bool = False)
     experiment.programs(n)  # refuses networks that do not fit
     with in_precision(experiment.precision):
         target = study.make_target(experiment.target, np.dtype(experiment.precision))
-        taus, seeds = plan.chunk(experiment, n)
-        with store.draft(path, overwrite=overwrite) as draft:
-            _write_template(
-                experiment, target, draft, {"tau": taus, "seed": seeds}, origin(experiment)
-            )
+        chunks: dict[str, int] = dict(zip(AXES[3:], plan.chunk(experiment, n), strict=True))
+        try:
+            with store.draft(path, overwrite=overwrite) as draft:
+                _write_template(experiment, target, draft, chunks, origin(experiment))
+        except FileExistsError:  # by now
+            match(experiment, path)
     return path
 
 
@@ -261,8 +255,8 @@ def _renew(path: Path, experiment: Experiment, attrs: Mapping[str, Any]) -> list
         except (ValueError, KeyError):  # damaged: from the spec then
             target = study.make_target(experiment.target, np.dtype(experiment.precision))
         kept = {key: attrs[key] for key in ("versions", "x64", "platform")}
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            template = Path(folder) / "template"
+        with store.scratch(path) as folder:
+            template = folder / "template"
             _write_template(experiment, target, template, json.loads(attrs["chunks"]), kept)
             return adopt(template, path)
 
@@ -309,7 +303,7 @@ def repair(path: str | Path) -> tuple[list[str], list[Unit]]:
     with alone(path):
         attrs = root(path)
         found = [f"{name}: made anew" for name in _renew(path, experiment_of(path), attrs)]
-        grid = Grid.open(path, "r+")
+        grid = Grid.open(path)
         damaged = grid.damaged()
         for reason, unit in damaged:
             grid.forget(unit)

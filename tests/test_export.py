@@ -174,7 +174,7 @@ def test_a_table_carries_labels_and_the_spec(stores, state, tmp_path):
 
 @BOTH
 def test_runs_of_a_unit_that_are_not_done_are_left_out(copy, write, tmp_path):
-    Grid.open(copy, "r+").done[0, 0, 0, 0, 1] = False
+    Grid.open(copy).done[0, 0, 0, 0, 1] = False
     file = write(copy, tmp_path / "file")
     if write is export.to_parquet:
         found = pandas.read_parquet(file)
