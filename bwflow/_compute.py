@@ -1,6 +1,7 @@
 """Computing units of a store."""
 
 import functools
+import hashlib
 import json
 import math
 import threading
@@ -15,7 +16,7 @@ from jaxtyping import Array, ArrayLike
 
 from bwflow import progress, store, study, sweeps
 from bwflow._process import in_precision
-from bwflow._units import Grid, Unit
+from bwflow._units import Grid, Unit, constants
 from bwflow.experiment import Experiment
 
 # Two programs at once, from two threads, have been seen to deadlock XLA on a CPU.
@@ -26,8 +27,12 @@ def root(path: str | Path) -> dict[str, Any]:
     """The attributes of a store, from its root alone: the rest may be damaged."""
     path = store.check_store(path)
     try:
-        attrs = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
-    except (OSError, ValueError, KeyError) as error:
+        attrs = dict(json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"])
+        if "experiment_hash" in attrs:  # the mark of a store that is filled unit by unit
+            json.loads(attrs["chunks"]), json.loads(attrs["versions"])
+            if attrs["experiment_hash"] != digest(attrs["experiment"]):
+                raise ValueError("its spec is not what its hash tells")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise store.DamagedStoreError(
             f"store {path} cannot be read: zarr.json, by which it is known, is damaged: {error}."
         ) from error
@@ -37,6 +42,11 @@ def root(path: str | Path) -> dict[str, Any]:
             "choose another store, or ask for overwrite to replace it."
         )
     return attrs
+
+
+def digest(text: str) -> str:
+    """A hash by which a change is seen."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def origin(experiment: Experiment) -> dict[str, Any]:
@@ -72,7 +82,7 @@ class _Study:
     def __init__(self, path: Path, attrs: Mapping[str, Any]):
         self.experiment = Experiment.from_json(attrs["experiment"])
         check_origin(path, attrs, self.experiment)
-        self.target = study.kept_target(store.open(path))
+        self.target = study.kept_target(constants(path, study.TARGET))
         self.run = study.cell(self.experiment, self.target)
         self.axes = study.axes(self.experiment, self.target.dim)
         self.program = functools.cache(self._program)

@@ -49,8 +49,8 @@ class Trajectory(eqx.Module):
     times
         Save times of a flow, or step counts of a descent; entry 0 is the start.
     probes
-        Name to array; row `i` belongs to `times[i]`. After `until` was met, and after a failure,
-        the rows repeat the last state.
+        Name to array; row `i` belongs to `times[i]`. After `until` was met the rows repeat the
+        last state, after a failure the last one recorded before it.
     factors
         The final parameters.
     num_steps

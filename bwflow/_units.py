@@ -7,7 +7,7 @@ may die at any moment, and several may write at once, the same unit too. Nothing
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def create(
         {name: (name, values, outline[name].attrs) for name, values in axes.items()}
     )
     sizes = {str(dim): n for name in results for dim, n in outline[name].sizes.items()}
-    chunks = {dim: chunks.get(dim, max(1, n)) for dim, n in sizes.items()}
+    chunks = {dim: chunks.get(dim, n) for dim, n in sizes.items()}
     store.write_into(kept.assign_attrs({_CHUNKS: json.dumps(chunks)}), path)
     group = zarr.open_group(LocalStore(path), mode="r+")
     for name, array in arrays.items():
@@ -66,7 +66,7 @@ def create(
         group.create_array(
             str(name),
             shape=(*map(len, axes.values()), *own),
-            chunks=tuple(chunks[str(dim)] for dim in array.dims),
+            chunks=tuple(max(1, chunks[str(dim)]) for dim in array.dims),
             dtype=array.dtype,
             fill_value={"f": np.nan, "i": -1, "b": False}[array.dtype.kind],
             compressors=(ZstdCodec(), Crc32cCodec()),
@@ -84,6 +84,8 @@ class Grid:
     """Size of a unit along each axis."""
     done: zarr.Array
     results: dict[str, zarr.Array]
+    whole: set[str]
+    """Results that every unit has a file of. Others had no size before an extension."""
 
     @classmethod
     def open(cls, path: Path) -> "Grid":
@@ -98,10 +100,13 @@ class Grid:
         # Chunks of NaN get a file too, by which it is seen that they were written.
         with store.damage(path), zarr.config.set({"array.write_empty_chunks": True}):
             group = zarr.open_group(LocalStore(path), mode="r+")
-            arrays = dict(group.arrays())
+            names = sorted(file.parent.name for file in path.glob("*/zarr.json"))
+            arrays: dict[str, Any] = {name: group[name] for name in names}
             chunks: Any = group.attrs.get(_CHUNKS)
-            if chunks is not None and "done" not in arrays:
-                raise FileNotFoundError("done is missing")
+            if chunks is not None:
+                chunks = {axis: int(size) for axis, size in json.loads(chunks).items()}
+                if [chunks[axis] for axis in _dims(arrays["done"])] != [*arrays["done"].chunks]:
+                    raise ValueError("the chunks of done are not those that zarr.json tells")
         if chunks is None:
             raise ValueError(
                 f"store {path} was written whole and has no runs to add; bwflow sweep makes one "
@@ -110,8 +115,9 @@ class Grid:
         done = arrays.pop("done")
         own = _dims(done)
         results = {name: array for name, array in arrays.items() if _dims(array)[: len(own)] == own}
-        chunks = {axis: size for axis, size in json.loads(chunks).items() if axis in own}
-        return cls(path, chunks, done, results)
+        first = {dim for dim, size in chunks.items() if size}
+        whole = {name for name, array in results.items() if first >= {*_dims(array)}}
+        return cls(path, {axis: chunks[axis] for axis in own}, done, results, whole)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -188,9 +194,9 @@ class Grid:
         found = {}
         for name, array in self.results.items():
             with store.damage(self.path, name, unit):
-                for file in self._files(name, array, unit):
-                    if not file.is_file():
-                        raise FileNotFoundError(f"{file} is missing")
+                if name in self.whole:
+                    # Only an extension makes further chunks, which older units have no files of.
+                    _check_file(next(self._files(name, array, unit)))
                 found[name] = np.asarray(array[tuple(unit.values())])
         return found
 
@@ -271,17 +277,32 @@ def _extent(done: np.ndarray) -> list[int]:
     return [int(index.max()) + 1 for index in np.nonzero(done)]
 
 
-def constants(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a store that are no results, each read by itself."""
-    with store.damage(path):
-        arrays = dict(zarr.open_group(LocalStore(path, read_only=True), mode="r").arrays())
-        own = _dims(arrays["done"])
-        names = [name for name, array in arrays.items() if _dims(array)[: len(own)] != own]
-        return {name: np.asarray(arrays[name][...]) for name in names}
+def constants(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of a store that are no results, each read by itself.
+
+    Raises
+    ------
+    DamagedStoreError
+        If a file is missing, cut short or altered.
+    """
+    found = {}
+    for name in names:
+        with store.damage(path, name):
+            array = zarr.open_array(LocalStore(path / name), mode="r")
+            for chunk in itertools.product(*map(range, array.cdata_shape)):
+                _check_file(path / name / "c" / "/".join(map(str, chunk)))
+            found[name] = np.asarray(array[...])
+    return found
+
+
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing")
 
 
 def clear(path: Path) -> None:
-    """Remove what killed processes have left in a store: files that were not yet renamed."""
+    """Remove what killed processes have left in a store, files not yet renamed, and beside it."""
+    store.clear_scratch(path)
     for stray in path.rglob(_STRAY):
         stray.unlink(missing_ok=True)
 

@@ -6,11 +6,12 @@ caches are read from the environment when jax and equinox are imported.
 
 import contextlib
 import io
+import os
 import platform
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -40,26 +41,40 @@ _PACKAGES += ("numpy", "scipy", "xarray", "zarr", "tyro", "matplotlib", "scikit-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 when done, 1 on failure, 2 on bad input, 130 when interrupted."""
-    with _terminable():
-        return _main(arguments)
+    if arguments is None:
+        _end_when_told()
+        arguments = sys.argv[1:]
+    return _main(arguments)
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """A request to terminate, as schedulers send it, is an interruption like that of a keyboard."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _end_when_told() -> None:
+    """Let signals of the keyboard and of schedulers end this process, whatever it is doing.
+
+    A signal handler would have to wait for a compiled program to return, and an exception in the
+    middle of anything is not always heeded. A store is safe from sudden ends.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    heeded = {signal.SIGTERM}
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is in the background
+        heeded.add(signal.SIGINT)
+    for number in heeded:
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while os.read(reader, 1)[0] not in heeded:
+            pass
+        newline = "\n" if sys.stderr.isatty() else ""  # after a progress bar
+        os.write(2, f"{newline}bwflow: interrupted\n".encode())
+        os._exit(130)
+
+    threading.Thread(target=listen, daemon=True).start()
+
+
+def _main(arguments: Sequence[str]) -> int:
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _main(arguments: Sequence[str] | None) -> int:
-    try:
-        run = _asked(parted(sys.argv[1:] if arguments is None else arguments))
+        run = _asked(parted(arguments))
         if run is None:
             return 0
         run()
@@ -199,7 +214,6 @@ def _sweep(
 
     if _held(experiment, path, overwrite) == "complete":
         print(f"{path} holds this study already", file=sys.stderr)
-        return
     stored.create(experiment, path, overwrite=overwrite)
     jobs.run(path, processes=processes, progress=progress)
 

@@ -177,10 +177,13 @@ def _solve(
 
     probe = partial(recorded, probe)
     start = probe(loss, params)
-    event, threshold = None, None
+    event, threshold, end_time = None, None, times[-1]
     if until is not None:
         threshold = until.threshold(Point(loss, params, factorization))
         event = _event(until, threshold, factorization, times)
+        # Diffrax looks for an event, somewhere about the end, in all runs of a batch or in none.
+        # What is saved before that is the same whatever the other runs of the batch do.
+        end_time = end_time + 8 * _event_tolerance(times) * (1 + jnp.abs(end_time))
     solve = diffrax.diffeqsolve
     if event is not None:
         solve = jax.numpy_dtype_promotion("standard")(solve)
@@ -188,13 +191,14 @@ def _solve(
         diffrax.ODETerm(velocity),
         solver,
         times[0],
-        times[-1],
+        end_time,
         dt0,
         params,
         args=loss,
         saveat=diffrax.SaveAt(
             subs=[
                 diffrax.SubSaveAt(ts=times, fn=lambda t, y, args: probe(args, y)),
+                diffrax.SubSaveAt(ts=times[-1:]),
                 diffrax.SubSaveAt(t1=True),
             ]
         ),
@@ -205,24 +209,36 @@ def _solve(
         progress_meter=progress_meter,
         throw=False,
     )
-    (saved_times, last_time), (rows, last) = cast(tuple, solution.ts), cast(tuple, solution.ys)
-    end = jax.tree.map(lambda x: x[0], last)
+    saved_times, last_saved, last_time = cast(tuple, solution.ts)
+    rows, whole, last = cast(tuple, solution.ys)
+    complete = last_saved[0] <= times[-1]
+    end = jax.tree.map(lambda x, y: jnp.where(complete, x[0], y[0]), whole, last)
     if until is None:
         hit = jnp.asarray(jnp.inf, times.dtype)
     else:
         early = until.excess(Point(loss, params, factorization), threshold) <= 0
-        stopped = solution.result == diffrax.RESULTS.event_occurred
+        stopped = ~complete & (solution.result == diffrax.RESULTS.event_occurred)
         hit = jnp.where(early, times[0], jnp.where(stopped, last_time[0], jnp.inf))
         end = jax.tree.map(lambda x, x0: jnp.where(early, x0, x), end, params)
         saved_times = jnp.where(early & (times > times[0]), jnp.inf, saved_times)
-    final = probe(loss, end)
-    reached = saved_times <= times[-1]
-    probes = jax.tree.map(
-        lambda row, last: jnp.where(reached.reshape((-1,) + (1,) * last.ndim), row, last[None]),
-        rows,
-        final,
+    # The last state of a run that failed depends, in rounding, on the others of a batch.
+    begun = Point(loss, params, factorization)
+    sound = jnp.where(
+        complete | (solution.result == diffrax.RESULTS.event_occurred),
+        jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(end)])),
+        jnp.isfinite(begun.value) & jnp.isfinite(begun.gradient_norm),
     )
-    probes = jax.tree.map(lambda row, first: row.at[0].set(first), probes, start)
+    final, outcome = probe(loss, end), _outcome(solution.result, sound)
+    reached = (saved_times <= times[-1]).at[0].set(True)
+    arrived = outcome == RESULTS.successful
+    rows = jax.tree.map(lambda row, first: row.at[0].set(first), rows, start)
+
+    def filled(row: Array, final: Array) -> Array:
+        """The row, with the last state, or after a failure the last record, where it has none."""
+        rest = jnp.where(arrived, final, row[jnp.sum(reached) - 1])
+        return jnp.where(reached.reshape((-1,) + (1,) * final.ndim), row, rest[None])
+
+    probes = jax.tree.map(filled, rows, final)
     return Trajectory(
         times=times,
         probes=probes,
@@ -230,7 +246,7 @@ def _solve(
         num_steps=jnp.asarray(solution.stats["num_steps"], jnp.int32),
         num_rejected=jnp.asarray(solution.stats["num_rejected_steps"], jnp.int32),
         hit=hit,
-        result=_outcome(solution.result, jax.tree.leaves(end)),
+        result=outcome,
         clock="time",
     )
 
@@ -256,7 +272,7 @@ def _event_tolerance(times: Array) -> float:
     return 10 * float(jnp.finfo(times.dtype).eps) ** 0.75
 
 
-def _outcome(result: diffrax.RESULTS, leaves: list[Array]) -> RESULTS:
+def _outcome(result: diffrax.RESULTS, sound: Array) -> RESULTS:
     outcome = RESULTS.solver_failed
     for theirs, ours in (
         (diffrax.RESULTS.successful, RESULTS.successful),
@@ -265,5 +281,4 @@ def _outcome(result: diffrax.RESULTS, leaves: list[Array]) -> RESULTS:
         (diffrax.RESULTS.dt_min_reached, RESULTS.step_size_underflow),
     ):
         outcome = RESULTS.where(result == theirs, ours, outcome)
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-    return RESULTS.where(finite, outcome, RESULTS.nonfinite)
+    return RESULTS.where(sound, outcome, RESULTS.nonfinite)

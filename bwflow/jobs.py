@@ -191,19 +191,23 @@ def _submit(executor: Executor, grid: Grid, left: Sequence[Unit], bar: tqdm) -> 
     # those of the others in the compile cache.
     turns = itertools.zip_longest(*_by_program(left))
     units = [unit for turn in turns for unit in turn if unit is not None]
-    futures = {executor.submit(_worker.compute, str(grid.path), unit): unit for unit in units}
+    futures = {}
     try:
+        for unit in units:
+            futures[executor.submit(_worker.compute, str(grid.path), unit)] = unit
         for future in as_completed(futures):
             future.result()
             bar.update(_runs(futures[future]))
-    except BrokenExecutor as error:
+    except BaseException as error:
+        if not isinstance(executor, _LocalProcesses):  # which are ended
+            for future in futures:
+                future.cancel()
+        if not isinstance(error, BrokenExecutor):
+            raise
         raise RuntimeError(
             f"the executor lost its workers, with {len(grid.pending())} of {len(grid.units())} "
             f"chunks of {grid.path} still to do; run it again to go on: {error}"
         ) from error
-    finally:
-        for future in futures:
-            future.cancel()
 
 
 def _run_locally(grid: Grid, left: Sequence[Unit], processes: int, bar: tqdm) -> None:
@@ -223,15 +227,17 @@ def _run_locally(grid: Grid, left: Sequence[Unit], processes: int, bar: tqdm) ->
                 raise MemoryError("local processes died again and again") from error
 
 
+class _LocalProcesses(ProcessPoolExecutor):
+    """Processes of our own."""
+
+
 @contextlib.contextmanager
 def _local_processes(count: int) -> Iterator[Executor]:
     """Spawned processes, which end with this one, however that ends."""
     context = multiprocessing.get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
     life: Any = reader
-    pool = ProcessPoolExecutor(
-        count, mp_context=context, initializer=_worker.start, initargs=(life,)
-    )
+    pool = _LocalProcesses(count, mp_context=context, initializer=_worker.start, initargs=(life,))
     try:
         yield pool
         pool.shutdown()

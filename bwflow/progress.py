@@ -130,9 +130,12 @@ def _pace(folder: Path) -> tuple[float, bool]:
     """Runs per hour over the last units, and whether the last of them is recent."""
     lines = []
     for file in folder.glob("*.jsonl"):
-        for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        text = ""
+        with contextlib.suppress(OSError):
+            text = file.read_text(encoding="utf-8", errors="replace")
+        for entry in text.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # cut short by a kill
-                line = json.loads(text)
+                line = json.loads(entry)
                 seconds = line["compute_seconds"] + line["write_seconds"]
                 ended = datetime.fromisoformat(line["ended"]).timestamp()
                 lines.append((ended, ended - seconds, line["runs"]))

@@ -5,12 +5,14 @@ import glob
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import xarray as xr
+import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore  # of a path as it stands: ~ and :: have no other meaning
 
@@ -63,7 +65,11 @@ def write_into(ds: xr.Dataset, path: Path) -> None:
     """Write a dataset where nothing is yet; not in one piece."""
     codecs = {"compressors": (ZstdCodec(), Crc32cCodec())}  # by which damage is seen
     encoding = dict.fromkeys(ds.variables, codecs)
-    ds.to_zarr(LocalStore(path), mode="w-", zarr_format=3, consolidated=False, encoding=encoding)
+    # A chunk of nothing but fill values gets a file too, so that a missing file is one lost.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        ds.to_zarr(
+            LocalStore(path), mode="w-", zarr_format=3, consolidated=False, encoding=encoding
+        )
 
 
 @contextlib.contextmanager
@@ -97,14 +103,32 @@ def draft(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """A temporary folder beside a store; those that killed processes left are removed."""
-    prefix = f".{path.name}-"
+    """A temporary folder beside a store."""
+    prefix = f".{path.name}-{socket.gethostname()}-{os.getpid()}-"
     with tempfile.TemporaryDirectory(
         dir=path.parent, prefix=prefix, suffix=_SCRATCH, ignore_cleanup_errors=True
     ) as folder:
         yield Path(folder)
-    for left in path.parent.glob(f"{glob.escape(prefix)}*{_SCRATCH}"):
-        shutil.rmtree(left, ignore_errors=True)
+    clear_scratch(path)
+
+
+def clear_scratch(path: Path) -> None:
+    """Remove the temporary folders beside a store that killed processes of this host have left."""
+    prefix = f".{path.name}-{socket.gethostname()}-"
+    for folder in path.parent.glob(f"{glob.escape(prefix)}*{_SCRATCH}"):
+        process = folder.name.removeprefix(prefix).partition("-")[0]
+        if process.isdecimal() and not _is_alive(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def check_place(path: str | Path) -> None:
@@ -164,7 +188,7 @@ def damage(path: Path, name: str = "", where: dict[str, slice] | None = None) ->
     except Exception as error:
         sides = (where or {}).items()
         unit = ", ".join(f"{axis} {side.start}:{side.stop}" for axis, side in sides)
-        what = f", variable {name} at {unit}" if name else ""
+        what = f", variable {name}" * bool(name) + f" at {unit}" * bool(unit)
         reason = str(error).rstrip(".")
         raise DamagedStoreError(
             f"store {path} cannot be read{what}: {reason}; "

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from bwflow import plan, progress, report, store, study, sweeps
-from bwflow._compute import check_origin, origin, root
+from bwflow._compute import check_origin, digest, origin, root
 from bwflow._process import in_precision
 from bwflow._units import Grid, Unit, adopt, clear, constants
 from bwflow._units import create as create_grid
@@ -57,7 +57,8 @@ def create(experiment: Experiment, path: str | Path, *, overwrite: bool = False)
 
     Examples
     --------
-    >>>     >>> import bwflow as bw
+    >>> import tempfile
+    >>> import bwflow as bw
     >>> folder = bw.stored.create(bw.Experiment(seeds=2), f"{tempfile.mkdtemp()}/mine")
     >>> bw.store.open(folder)["done"].sum().item()
     0
@@ -79,10 +80,25 @@ def create(experiment: Experiment, path: str | Path, *, overwrite: bool = False)
         chunks: dict[str, int] = dict(zip(AXES[3:], plan.chunk(experiment, n), strict=True))
         try:
             with store.draft(path, overwrite=overwrite) as draft:
-                _write_template(experiment, target, draft, chunks, origin(experiment))
+                _write_template(
+                    experiment,
+                    target,
+                    draft,
+                    chunks,
+                    origin(experiment) | {"target_file": _contents(experiment)},
+                )
         except FileExistsError:  # by now
             match(experiment, path)
     return path
+
+
+def _contents(experiment: Experiment) -> str:
+    """A hash of the file that a spec names as its target; empty if there is none."""
+    try:
+        with open(experiment.target.path, "rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    except OSError:
+        return ""
 
 
 def match(experiment: Experiment, path: str | Path) -> None:
@@ -97,6 +113,12 @@ def match(experiment: Experiment, path: str | Path) -> None:
     old, new = (_flat(spec.to_dict()) for spec in (held, experiment))
     differing = [(key, (old[key], new[key])) for key in new if old[key] != new[key]]
     if not differing:
+        file, kept = _contents(experiment), root(path).get("target_file", "")
+        if experiment.target.kind == "file" and file and kept not in ("", file):
+            raise ValueError(
+                f"store {path} holds another study: what {experiment.target.path} holds has "
+                "changed; choose another store, or ask for overwrite to replace it."
+            )
         return
     shown = "; ".join(f"{key} is {old!r} there and {new!r} here" for key, (old, new) in differing)
     advice = "choose another store, or ask for overwrite to replace it."
@@ -141,8 +163,7 @@ def _write_template(
 ) -> None:
     static, traced = study.axes(experiment, target.dim)
     outline = study.outline(experiment, target)
-    digest = hashlib.blake2b(experiment.to_json().encode(), digest_size=16).hexdigest()
-    attrs = {"experiment_hash": digest, **begun}
+    attrs = {"experiment_hash": digest(experiment.to_json()), **begun}
     flags = outline["reason"].attrs
     outline["reason"].attrs |= {
         "flag_values": [-1, *flags["flag_values"]],
@@ -204,6 +225,7 @@ def extend(
     """
     path = store.check_store(path)
     values = {"tau": tau, "depth": depth, "bottleneck": bottleneck, "dynamics": dynamics}
+    settle(path)
     _extended(path, root(path), seeds, values)  # refuses, before anything is written
     with alone(path):
         attrs = root(path)
@@ -231,30 +253,25 @@ def _extended(
         tau=_joined(held.tau, values["tau"]),
         dynamics=_joined(held.dynamics, values["dynamics"]),
     )
-    asked.programs(study.kept_target(constants(path)).dim)  # refuses networks that do not fit
-    for name, array in Grid.open(path).results.items():
-        # Records of different lengths are padded with NaN, which integers lack.
-        if array.dtype.kind == "i" and array.ndim > len(AXES) and asked.dynamics != held.dynamics:
-            raise ValueError(
-                f"dynamics cannot be added to store {path}, whose records of {name} are integers; "
-                "make a store of the whole study."
-            )
+    asked.programs(
+        study.kept_target(constants(path, study.TARGET)).dim
+    )  # refuses networks that do not fit
     return asked
 
 
 def _joined(held: tuple, more: Any) -> tuple:
-    more = more if isinstance(more, (list, tuple, range)) or hasattr(more, "tolist") else [more]
-    return held + tuple(value for value in dict.fromkeys(more) if value not in held)
+    values = [more] if isinstance(more, str) or not np.iterable(more) else list(more)
+    return held + tuple(value for value in dict.fromkeys(values) if value not in held)
 
 
 def _renew(path: Path, experiment: Experiment, attrs: Mapping[str, Any]) -> list[str]:
     """Bring description, coordinates and constants of a store to a spec."""
     with in_precision(experiment.precision):
         try:
-            target = study.kept_target(constants(path))
+            target = study.kept_target(constants(path, study.TARGET))
         except (ValueError, KeyError):  # damaged: from the spec then
             target = study.make_target(experiment.target, np.dtype(experiment.precision))
-        kept = {key: attrs[key] for key in ("versions", "x64", "platform")}
+        kept = {key: attrs[key] for key in ("versions", "x64", "platform", "target_file")}
         with store.scratch(path) as folder:
             template = folder / "template"
             _write_template(experiment, target, template, json.loads(attrs["chunks"]), kept)
@@ -346,7 +363,7 @@ def rerun(path: str | Path, **coordinates: Any) -> xr.Dataset:
         unknown = set(coordinates) - set(AXES)
         if unknown:
             raise ValueError(f"coordinates must be of {', '.join(AXES)}; got {', '.join(unknown)}.")
-        target = study.kept_target(ds)
+        target = study.kept_target(constants(path, study.TARGET))
         static = {axis: [point[axis]] for axis in AXES[:3]}
         traced = {axis: np.asarray([point[axis]]) for axis in AXES[3:]}
         run = study.cell(experiment, target, study.with_layers(experiment))
@@ -354,19 +371,16 @@ def rerun(path: str | Path, **coordinates: Any) -> xr.Dataset:
 
 
 def _chosen(axis: str, values: np.ndarray, coordinates: Mapping[str, Any]) -> Any:
-    """The value of an axis that is meant."""
+    """The value of an axis that is meant: the very one, in the type that the axis has."""
     listed = report.listed(values)
     if axis not in coordinates and len(values) > 1:
         raise ValueError(f"{axis} must be given, of {listed}.")
     asked = coordinates.get(axis, values.tolist()[0])
-    for value in values.tolist() if axis in AXES[:3] else values:
-        if str(value) == asked if axis == "dynamics" else _close(value, asked):
-            return value
-    raise ValueError(f"{axis} must be one of {listed}; got {asked!r}.")
-
-
-def _close(value: Any, asked: Any) -> bool:
     try:
-        return bool(np.isclose(float(value), float(asked), rtol=1e-5, atol=0))
+        same = values == (values.dtype.type(asked) if values.dtype.kind == "f" else asked)
     except (TypeError, ValueError):
-        return False
+        same = np.zeros(len(values), bool)
+    if not np.any(same):
+        raise ValueError(f"{axis} must be one of {listed}; got {asked!r}.")
+    found = values[np.argmax(same)]
+    return found if axis in AXES[3:] else values.tolist()[np.argmax(same)]

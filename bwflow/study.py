@@ -1,7 +1,7 @@
 """Running an `Experiment`: from its names to a labelled dataset."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +23,7 @@ from bwflow.factors import end_to_end, sample
 from bwflow.flow import gradient_flow
 from bwflow.sweeps import COUNTS, label, sweep
 
+TARGET = ("target_factor", "target_eigenvalues", "target_eigenvectors")  # in a dataset
 _LOSSES = {"bures_wasserstein": losses.BuresWasserstein, "frobenius": losses.Frobenius}
 
 
@@ -88,8 +89,9 @@ def axes(experiment: Experiment, n: int) -> tuple[dict[str, Any], dict[str, np.n
         "depth": list(network.depth),
         "bottleneck": [k or n for k in network.bottleneck],
     }
-    taus = np.asarray(experiment.tau, _dtype(experiment.precision))
-    return static, {"tau": taus, "seed": np.arange(experiment.seeds)}
+    taus = np.asarray(experiment.tau, experiment.precision)
+    whole = np.int64 if experiment.precision == "float64" else np.int32
+    return static, {"tau": taus, "seed": np.arange(experiment.seeds, dtype=whole)}
 
 
 def outline(experiment: Experiment, target: Target) -> xr.Dataset:
@@ -147,10 +149,9 @@ def _constants(target: Target) -> dict[str, Any]:
     }
 
 
-def kept_target(ds: Any) -> Target:
+def kept_target(kept: Mapping[str, Any]) -> Target:
     """The target as a dataset keeps it, the same to the last bit."""
-    names = ("target_factor", "target_eigenvalues", "target_eigenvectors")
-    factor, spectrum, vectors = (np.asarray(ds[name]) for name in names)
+    factor, spectrum, vectors = (np.asarray(kept[name]) for name in TARGET)
     leaves = [jnp.asarray(x) for x in (factor, spectrum[: factor.shape[1]], vectors)]
     return jax.tree.unflatten(jax.tree.structure(Target(jnp.eye(1))), leaves)
 
