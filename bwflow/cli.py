@@ -53,6 +53,9 @@ def _end_when_told() -> None:
     A signal handler would have to wait for a compiled program to return, and an exception in the
     middle of anything is not always heeded. A store is safe from sudden ends.
     """
+    # Semaphores that are left are cleared by a process of multiprocessing, without a word.
+    quiet = ["ignore:resource_tracker:UserWarning"]
+    os.environ["PYTHONWARNINGS"] = ",".join([*filter(None, [os.getenv("PYTHONWARNINGS")]), *quiet])
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     heeded = {signal.SIGTERM}

@@ -13,6 +13,8 @@ import bwflow as bw
 from bwflow import _compute
 from bwflow._process import in_precision
 
+pytestmark = pytest.mark.once
+
 TWO = {"JAX_NUM_CPU_DEVICES": "2"}
 SPECS = {  # by the number of units of each program
     "one": small(seeds=2),

@@ -250,6 +250,8 @@ import sys
 import jax
 import bwflow as bw
 from bwflow.experiment import Experiment
+
+pytestmark = pytest.mark.once
 assert jax.config.jax_enable_x64 == (sys.argv[1] == "1")
 path = bw.stored.create(Experiment.from_json(sys.argv[2]), sys.argv[3])
 bw.jobs.run(path, progress=False)

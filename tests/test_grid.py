@@ -16,6 +16,8 @@ from bwflow._units import Grid
 from bwflow.experiment import TargetSpec
 from bwflow.store import DamagedStoreError
 
+pytestmark = pytest.mark.once
+
 OWN = {"loss", "gap", "hit", "num_steps", "num_accepted", "num_rejected", "success", "reason"}
 
 
@@ -193,7 +195,6 @@ def test_nothing_is_computed_for_a_damaged_target(template, tmp_path, name, how)
     assert not zarr.open_array(store / "done", mode="r")[...].any()
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("name", ["loss/c/0/0/0/0/0/0", "reason/c/0/0/0/0/1", "done/c/0/0/0/0/0"])
 def test_a_flipped_bit_anywhere_in_a_chunk_is_found(reference, tmp_path, name):
     store = copied(reference, tmp_path)
