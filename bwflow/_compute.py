@@ -49,12 +49,12 @@ def digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def origin(experiment: Experiment) -> dict[str, Any]:
+def origin(experiment: Experiment, platform: str | None = None) -> dict[str, Any]:
     """What decides the bits of a result beside the spec and the chunk."""
     return {
         "versions": json.dumps(store.versions()),
         "x64": experiment.precision == "float64",
-        "platform": jax.default_backend(),
+        "platform": platform or jax.default_backend(),
     }
 
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 try:
     import tyro
@@ -121,6 +121,8 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Callable[[], 
         overwrite: Flag = False,
         dry_run: Flag = False,
         example: Flag = False,
+        run: bool = True,
+        platform: Literal["here", "cpu", "gpu", "tpu"] = "here",
         processes: int = 0,
         progress: bool = True,
     ) -> Callable[[], None]:
@@ -134,6 +136,8 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Callable[[], 
             overwrite: Replace a store of another study.
             dry_run: Print what would run, with its estimated time and memory, and compile nothing.
             example: Print a spec with all fields explained, to start from.
+            run: Compute; with --no-run the store is made, for bwflow slurm or work to fill.
+            platform: What a store that is made now will be filled on.
             processes: Local processes that compute; 0 is this one, on all its devices.
             progress: Show a progress bar.
         """
@@ -149,7 +153,10 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Callable[[], 
         path = store or RESULTS / experiment.slug
         if dry_run:
             return lambda: _plan(experiment, path, overwrite)
-        return lambda: _sweep_and_say(experiment, path, overwrite, processes, progress)
+        place = None if platform == "here" else platform
+        if not run:
+            return lambda: _begin(experiment, path, overwrite, place)
+        return lambda: _sweep_and_say(experiment, path, overwrite, place, processes, progress)
 
     def demo(
         experiment: Fields = shipped,
@@ -209,15 +216,28 @@ def _shipped(name: str) -> Experiment:
         return Experiment.from_toml(path)
 
 
+def _begin(experiment: Experiment, path: Path, overwrite: bool, platform: str | None) -> None:
+    configure()
+    from bwflow import stored
+
+    stored.create(experiment, path, overwrite=overwrite, platform=platform)
+    print(f"store   {path}\nnext    bwflow slurm {path} --array 16, or bwflow work {path}")
+
+
 def _sweep(
-    experiment: Experiment, path: Path, overwrite: bool, processes: int, progress: bool
+    experiment: Experiment,
+    path: Path,
+    overwrite: bool,
+    platform: str | None,
+    processes: int,
+    progress: bool,
 ) -> None:
     configure()
     from bwflow import jobs, stored
 
     if _held(experiment, path, overwrite) == "complete":
         print(f"{path} holds this study already", file=sys.stderr)
-    stored.create(experiment, path, overwrite=overwrite)
+    stored.create(experiment, path, overwrite=overwrite, platform=platform)
     jobs.run(path, processes=processes, progress=progress)
 
 
@@ -233,15 +253,13 @@ def _held(experiment: Experiment, path: Path, overwrite: bool) -> str:
     return "complete" if found.done == found.runs else f"{found.done} of {found.runs} runs"
 
 
-def _sweep_and_say(
-    experiment: Experiment, path: Path, overwrite: bool, processes: int, progress: bool
-) -> None:
-    _sweep(experiment, path, overwrite, processes, progress)
+def _sweep_and_say(experiment: Experiment, path: Path, *options: Any) -> None:
+    _sweep(experiment, path, *options)
     print(f"store   {path}\nnext    bwflow report {path}")
 
 
 def _demo(experiment: Experiment, folder: Path, processes: int, progress: bool) -> None:
-    _sweep(experiment, folder / "store", False, processes, progress)
+    _sweep(experiment, folder / "store", False, None, processes, progress)
     print_report(folder / "store", folder)
 
 

@@ -93,7 +93,7 @@ def run(
     left = grid.pending()
     if units is not None:
         left = [unit for unit in left if unit in units]
-    _check_writable(grid, left)
+    _check_able(grid, left, here=executor is None and not processes)
     with _bar(grid, left, progress) as bar:
         if executor is not None:
             _submit(executor, grid, left, bar)
@@ -146,15 +146,19 @@ def work(path: str | Path, *, part: int, parts: int, progress: bool = True) -> N
     grid = stored.settle(path)
     mine = list(zip(grid.units(), grid.flags(), strict=True))[part - 1 :: parts]
     left = [unit for unit, done in mine if not done]
-    _check_writable(grid, left)
+    _check_able(grid, left, here=True)
     with _bar(grid, left, progress) as bar:
         _run_here(grid, left, bar)
     _finish(grid)
 
 
-def _check_writable(grid: Grid, left: Sequence[Unit]) -> None:
+def _check_able(grid: Grid, left: Sequence[Unit], *, here: bool) -> None:
+    """Refuse, before anything is computed, what cannot be, or could not be written."""
     if left and not os.access(grid.path / "done", os.W_OK):
         raise PermissionError(f"store {grid.path} is not finished and cannot be written to")
+    if left and here:  # in other processes, which may have other devices, they look themselves
+        attrs = _compute.root(grid.path)
+        _compute.check_origin(grid.path, attrs, stored.experiment_of(grid.path))
 
 
 def _bar(grid: Grid, left: Sequence[Unit], shown: bool) -> tqdm:

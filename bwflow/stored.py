@@ -27,7 +27,13 @@ AXES = ("dynamics", "depth", "bottleneck", "tau", "seed")
 _LISTS = ("dynamics", "network.depth", "network.bottleneck", "tau")
 
 
-def create(experiment: Experiment, path: str | Path, *, overwrite: bool = False) -> Path:
+def create(
+    experiment: Experiment,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    platform: str | None = None,
+) -> Path:
     """Make the store of a study, without results; one of the same study is kept as it is.
 
     Parameters
@@ -38,6 +44,8 @@ def create(experiment: Experiment, path: str | Path, *, overwrite: bool = False)
         Folder of the store. Logs go to a folder of the same name with `-log` at the end.
     overwrite
         Whether a store that is there is replaced.
+    platform
+        `"cpu"`, `"gpu"` or `"tpu"`, where the runs will be computed; by default where this is.
 
     Returns
     -------
@@ -48,7 +56,7 @@ def create(experiment: Experiment, path: str | Path, *, overwrite: bool = False)
     ------
     ValueError
         If there is a store of another study, naming the keys that differ; if `path` is something
-        else; if `experiment` is no `Experiment` or cannot run.
+        else; if `experiment` is no `Experiment` or cannot run; if there is no such platform.
 
     Notes
     -----
@@ -68,6 +76,8 @@ def create(experiment: Experiment, path: str | Path, *, overwrite: bool = False)
             "experiment must be a bwflow.Experiment: names, numbers and small tuples that a store "
             f"can keep; got {type(experiment).__name__}. bwflow.sweep runs any function in memory."
         )
+    if platform not in (None, "cpu", "gpu", "tpu"):
+        raise ValueError(f"platform must be 'cpu', 'gpu' or 'tpu'; got {platform!r}.")
     path = store.place(path)
     store.check_place(path)
     if path.exists() and not overwrite:
@@ -85,7 +95,7 @@ def create(experiment: Experiment, path: str | Path, *, overwrite: bool = False)
                     target,
                     draft,
                     chunks,
-                    origin(experiment) | {"target_file": _contents(experiment)},
+                    origin(experiment, platform) | {"target_file": _contents(experiment)},
                 )
         except FileExistsError:  # by now
             match(experiment, path)

@@ -67,6 +67,22 @@ def test_a_sweep_writes_the_store_of_its_spec(finished):
     assert names == {experiment.slug, f"{experiment.slug}-log"}
 
 
+def test_a_store_can_be_made_here_and_filled_elsewhere(folder, capsys):
+    arguments = ["sweep", "spec.toml", "--store", "here", "--no-run"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.startswith("store   here\nnext    bwflow slurm here --array 16")
+    assert not store.open("here")["done"].any()
+    assert cli.main(["work", "here", "--no-progress"]) == 0
+    assert store.open("here")["done"].all()
+    arguments[3] = "there"
+    assert cli.main([*arguments, "--platform", "tpu"]) == 0
+    capsys.readouterr()
+    before = state(folder)
+    line = refusal(capsys, "work", "there")
+    assert "store there was begun elsewhere: platform is tpu there and cpu here" in line
+    assert state(folder) == before
+
+
 def test_a_second_sweep_keeps_the_store(results, folder, capsys, monkeypatch):
     forbid_runs(monkeypatch)
     before = state(folder)
