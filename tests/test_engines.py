@@ -26,6 +26,8 @@ import bwflow as bw
 from bwflow import _compute
 from bwflow._units import Grid
 
+pytestmark = pytest.mark.once
+
 UNITS = 4
 SPEC = small(seeds=4, tau=(0.0, 0.1))
 """Of one program, two smoothings and two pairs of seeds."""
@@ -250,8 +252,6 @@ import sys
 import jax
 import bwflow as bw
 from bwflow.experiment import Experiment
-
-pytestmark = pytest.mark.once
 assert jax.config.jax_enable_x64 == (sys.argv[1] == "1")
 path = bw.stored.create(Experiment.from_json(sys.argv[2]), sys.argv[3])
 bw.jobs.run(path, progress=False)
