@@ -54,9 +54,11 @@ def throughput(folder):
     for line in lines:
         ended = datetime.fromisoformat(line["ended"]).timestamp()
         ends.setdefault((line["host"], line["process"]), []).append((ended, line["runs"]))
+    every = sorted(pair for of_one in ends.values() for pair in of_one)
     steady = max(min(of_one)[0] for of_one in ends.values())
-    later = [pair for of_one in ends.values() for pair in of_one if pair[0] > steady]
-    return sum(runs for _, runs in later) / (max(later)[0] - steady)
+    if steady == every[-1][0]:  # so few chunks that one process did them before the other began
+        steady = every[0][0]
+    return sum(runs for ended, runs in every if ended > steady) / (every[-1][0] - steady)
 
 
 def main(smoke: bool = False, out: Path = Path("results/benchmarks")) -> xr.Dataset:

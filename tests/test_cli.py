@@ -488,7 +488,8 @@ def test_the_demo_prints_its_table_and_is_not_run_twice(folder):
     lines = first.stdout.splitlines()
     assert sum(line.startswith(("flow ", "descent ")) for line in lines) == 2 * 3 * 2 * 4
     (results,) = (folder / "results").iterdir()
-    assert {path.name for path in results.iterdir()} == {"store", "table.txt", "figure.png"}
+    names = {path.name for path in results.iterdir()}
+    assert names == {"store", "store-log", "table.txt", "figure.png"}
     name = f"results/{results.name}"
     assert lines[-3:] == [
         f"store   {name}/store",

@@ -247,7 +247,11 @@ def check(library, text, arguments):
             if text is not None:
                 Path("spec.toml").write_bytes(text)
             allowed = places(arguments)
-            allowed += [place.with_name(f"{place.name}-report") for place in allowed]
+            allowed += [
+                place.with_name(place.name + end)
+                for place in allowed
+                for end in ("-report", "-log")
+            ]
             before = tree(here.parent, allowed)
             code, out, err = called(arguments)
             assert code in (0, 2, None), err
