@@ -19,6 +19,8 @@ from bwflow import _compute, _units
 from bwflow._units import Grid
 from bwflow.store import DamagedStoreError
 
+pytestmark = pytest.mark.once
+
 RESULTS = {"loss", "gap", "hit", "num_steps", "num_accepted", "num_rejected", "success", "reason"}
 AXES = ("dynamics", "depth", "bottleneck", "tau", "seed")
 
