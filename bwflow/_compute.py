@@ -58,10 +58,10 @@ def origin(experiment: Experiment, platform: str | None = None) -> dict[str, Any
     }
 
 
-def check_origin(path: Path, attrs: Mapping[str, Any], experiment: Experiment) -> None:
+def check_origin(path: Path, attrs: Mapping[str, Any]) -> None:
     """Refuse to add to results of other versions or another platform, which differ in rounding."""
     differing = []
-    for key, here in origin(experiment).items():
+    for key, here in origin(Experiment.from_json(attrs["experiment"])).items():
         there = attrs.get(key)
         if key == "versions":
             old, new = json.loads(there or "{}"), json.loads(here)
@@ -81,7 +81,7 @@ class _Study:
 
     def __init__(self, path: Path, attrs: Mapping[str, Any]):
         self.experiment = Experiment.from_json(attrs["experiment"])
-        check_origin(path, attrs, self.experiment)
+        check_origin(path, attrs)
         self.target = study.kept_target(constants(path, study.TARGET))
         self.run = study.cell(self.experiment, self.target)
         self.axes = study.axes(self.experiment, self.target.dim)
@@ -113,8 +113,8 @@ def over_devices(function: Callable, devices: int) -> Callable:
 
 
 @functools.lru_cache(maxsize=2)
-def _study(path: Path, root: str) -> _Study:
-    return _Study(path, json.loads(root))
+def _study(path: Path, attrs: str) -> _Study:
+    return _Study(path, json.loads(attrs))
 
 
 def compute(path: Path, units: Sequence[Unit], *, devices: int = 1) -> None:

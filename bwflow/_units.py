@@ -137,17 +137,20 @@ class Grid:
             for (axis, size), start, n in zip(self.chunks.items(), corner, self.shape, strict=True)
         }
 
+    def flagged(self) -> Iterator[tuple[Unit, np.ndarray]]:
+        """All units, and which of their runs are done, as the store is now."""
+        with store.damage(self.path, "done"):
+            flags = np.asarray(self.done[...])
+        for unit in self.units():
+            yield unit, flags[tuple(unit.values())]
+
     def flags(self) -> list[bool]:
         """Of each unit, whether all its runs are done."""
-        with store.damage(self.path):
-            flags = np.asarray(self.done[...])
-        for axis, starts in enumerate(self._starts()):
-            flags = np.logical_and.reduceat(flags, np.asarray(starts), axis=axis)
-        return flags.ravel().tolist()
+        return [bool(done.all()) for _, done in self.flagged()]
 
     def pending(self) -> list[Unit]:
         """The units that are not done, as the store is now."""
-        return [u for u, done in zip(self.units(), self.flags(), strict=True) if not done]
+        return [unit for unit, done in self.flagged() if not done.all()]
 
     def is_done(self, unit: Unit) -> bool:
         """Whether all runs of a unit are done."""
@@ -262,10 +265,7 @@ def finished(path: Path) -> Iterator[xr.Dataset]:
     """
     grid, ds = Grid.open(path), store.open(path)
     described = ds.drop_vars([*grid.results, "done"])
-    with store.damage(path):
-        flags = np.asarray(grid.done[...])
-    for unit in grid.units():
-        done = flags[tuple(unit.values())]
+    for unit, done in grid.flagged():
         if done.any():
             block = {name: (ds[name].dims, values) for name, values in grid.read(unit).items()}
             kept = {axis: slice(n) for axis, n in zip(unit, _extent(done), strict=True)}

@@ -115,6 +115,11 @@ def gradient_descent(
     return concluded(trajectory, throw)
 
 
+def recorded_steps(num_steps: int, save_every: int) -> list[int]:
+    """The numbers of updates after which a descent records, the start among them."""
+    return [*range(0, num_steps, save_every), num_steps]
+
+
 class _State(NamedTuple):
     params: Params
     memory: Any  # of the optimiser
@@ -171,9 +176,8 @@ def _descend(loss, params, optimizer, until, probe, factorization, num_steps, sa
         met = until.excess(end, threshold) <= 0
         hit = jnp.where(state.running & met, state.step.astype(dtype), hit)
     sound = jnp.isfinite(end.value) & jnp.isfinite(end.gradient_norm)
-    saves = [*range(0, num_steps, save_every), num_steps]
     return Trajectory(
-        times=jnp.asarray(saves, jnp.int32),
+        times=jnp.asarray(recorded_steps(num_steps, save_every), jnp.int32),
         probes=jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows),
         factors=state.params,
         num_steps=state.step,

@@ -79,7 +79,7 @@ def to_netcdf(path: str | Path, file: str | Path) -> Path:
             _declare(made, grid.done, ds["done"], records=False)
             for name, array in sorted(grid.results.items()):
                 _declare(made, array, ds[name], records=array.ndim > grid.done.ndim)
-            for unit, done in _with_done(grid):
+            for unit, done in grid.flagged():
                 for name, values in _filled(grid, unit, done):
                     made.variables[name][tuple(unit.values())] = values
     return file
@@ -155,7 +155,7 @@ def to_parquet(path: str | Path, file: str | Path) -> Path:
         parquet.ParquetWriter(draft, table.schema, compression="zstd") as writer,
     ):
         waiting = []
-        for unit, done in _with_done(grid):
+        for unit, done in grid.flagged():
             if done.any():
                 waiting.append(table.rows(unit, done, grid.read(unit)))
             if sum(map(len, waiting)) >= _ROWS:
@@ -228,14 +228,6 @@ def _declare(made: Any, array: zarr.Array, described: xr.DataArray, *, records: 
     )
     for key, value in {**attrs, **({"dtype": "bool"} if kind == "b" else {})}.items():
         variable.attrs[key] = value
-
-
-def _with_done(grid: Grid) -> Iterator[tuple[Unit, np.ndarray]]:
-    """The units, and which of their runs are done now."""
-    with store.damage(grid.path, "done"):
-        done = np.asarray(grid.done[...])
-    for unit in grid.units():
-        yield unit, done[tuple(unit.values())]
 
 
 def _filled(grid: Grid, unit: Unit, done: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

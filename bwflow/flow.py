@@ -176,10 +176,10 @@ def _solve(
         return jax.tree.map(jnp.negative, Point(loss, params, factorization).gradients)
 
     probe = partial(recorded, probe)
-    start = probe(loss, params)
+    start, begun = probe(loss, params), Point(loss, params, factorization)
     event, threshold, end_time = None, None, times[-1]
     if until is not None:
-        threshold = until.threshold(Point(loss, params, factorization))
+        threshold = until.threshold(begun)
         event = _event(until, threshold, factorization, times)
         # Diffrax looks for an event, somewhere about the end, in all runs of a batch or in none.
         # What is saved before that is the same whatever the other runs of the batch do.
@@ -216,13 +216,12 @@ def _solve(
     if until is None:
         hit = jnp.asarray(jnp.inf, times.dtype)
     else:
-        early = until.excess(Point(loss, params, factorization), threshold) <= 0
+        early = until.excess(begun, threshold) <= 0
         stopped = ~complete & (solution.result == diffrax.RESULTS.event_occurred)
         hit = jnp.where(early, times[0], jnp.where(stopped, last_time[0], jnp.inf))
         end = jax.tree.map(lambda x, x0: jnp.where(early, x0, x), end, params)
         saved_times = jnp.where(early & (times > times[0]), jnp.inf, saved_times)
     # The last state of a run that failed depends, in rounding, on the others of a batch.
-    begun = Point(loss, params, factorization)
     sound = jnp.where(
         complete | (solution.result == diffrax.RESULTS.event_occurred),
         jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(end)])),
@@ -230,15 +229,7 @@ def _solve(
     )
     final, outcome = probe(loss, end), _outcome(solution.result, sound)
     reached = (saved_times <= times[-1]).at[0].set(True)
-    arrived = outcome == RESULTS.successful
-    rows = jax.tree.map(lambda row, first: row.at[0].set(first), rows, start)
-
-    def filled(row: Array, final: Array) -> Array:
-        """The row, with the last state, or after a failure the last record, where it has none."""
-        rest = jnp.where(arrived, final, row[jnp.sum(reached) - 1])
-        return jnp.where(reached.reshape((-1,) + (1,) * final.ndim), row, rest[None])
-
-    probes = jax.tree.map(filled, rows, final)
+    probes = _filled(rows, start, final, reached, outcome == RESULTS.successful)
     return Trajectory(
         times=times,
         probes=probes,
@@ -249,6 +240,17 @@ def _solve(
         result=outcome,
         clock="time",
     )
+
+
+def _filled(rows: Any, start: Any, final: Any, reached: Array, arrived: Array) -> Any:
+    """The rows, with the last state, or after a failure the last record, where there is none."""
+
+    def fill(row: Array, start: Array, final: Array) -> Array:
+        row = row.at[0].set(start)
+        rest = jnp.where(arrived, final, row[jnp.sum(reached) - 1])
+        return jnp.where(reached.reshape((-1,) + (1,) * final.ndim), row, rest[None])
+
+    return jax.tree.map(fill, rows, start, final)
 
 
 def _controller(solver: Any, norm: Any, rtol: Array, atol: Array, times: Array) -> Any:

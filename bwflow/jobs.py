@@ -144,8 +144,8 @@ def work(path: str | Path, *, part: int, parts: int, progress: bool = True) -> N
     if part > parts:
         raise ValueError(f"part must be i of n with i from 1 to n; got {part} of {parts}.")
     grid = stored.settle(path)
-    mine = list(zip(grid.units(), grid.flags(), strict=True))[part - 1 :: parts]
-    left = [unit for unit, done in mine if not done]
+    mine = itertools.islice(grid.flagged(), part - 1, None, parts)
+    left = [unit for unit, done in mine if not done.all()]
     _check_able(grid, left, here=True)
     with _bar(grid, left, progress) as bar:
         _run_here(grid, left, bar)
@@ -157,8 +157,7 @@ def _check_able(grid: Grid, left: Sequence[Unit], *, here: bool) -> None:
     if left and not os.access(grid.path / "done", os.W_OK):
         raise PermissionError(f"store {grid.path} is not finished and cannot be written to")
     if left and here:  # in other processes, which may have other devices, they look themselves
-        attrs = _compute.root(grid.path)
-        _compute.check_origin(grid.path, attrs, stored.experiment_of(grid.path))
+        _compute.check_origin(grid.path, _compute.root(grid.path))
 
 
 def _bar(grid: Grid, left: Sequence[Unit], shown: bool) -> tqdm:

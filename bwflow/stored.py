@@ -71,11 +71,7 @@ def create(
     >>> bw.store.open(folder)["done"].sum().item()
     0
     """
-    if not isinstance(experiment, Experiment):
-        raise ValueError(
-            "experiment must be a bwflow.Experiment: names, numbers and small tuples that a store "
-            f"can keep; got {type(experiment).__name__}. bwflow.sweep runs any function in memory."
-        )
+    study.check_experiment(experiment)
     if platform not in (None, "cpu", "gpu", "tpu"):
         raise ValueError(f"platform must be 'cpu', 'gpu' or 'tpu'; got {platform!r}.")
     path = store.place(path)
@@ -119,8 +115,7 @@ def match(experiment: Experiment, path: str | Path) -> None:
     ValueError
         If there is no store of a study, or one of another; the message names what differs.
     """
-    held = experiment_of(path)
-    old, new = (_flat(spec.to_dict()) for spec in (held, experiment))
+    old, new = (_flat(spec.to_dict()) for spec in (experiment_of(path), experiment))
     differing = [(key, (old[key], new[key])) for key in new if old[key] != new[key]]
     if not differing:
         file, kept = _contents(experiment), root(path).get("target_file", "")
@@ -132,11 +127,11 @@ def match(experiment: Experiment, path: str | Path) -> None:
         return
     shown = "; ".join(f"{key} is {old!r} there and {new!r} here" for key, (old, new) in differing)
     advice = "choose another store, or ask for overwrite to replace it."
-    longer = {"seeds", *_LISTS}
-    if {key for key, _ in differing} <= longer and _grows(held, experiment):
-        advice = "bwflow extend adds runs to a store."
-    elif {key for key, _ in differing} <= longer and _grows(experiment, held):
-        advice = "it was extended; bwflow work goes on with it."
+    if {key for key, _ in differing} <= {"seeds", *_LISTS}:
+        if _grows(old, new):
+            advice = "bwflow extend adds runs to a store."
+        elif _grows(new, old):
+            advice = "it was extended; bwflow work goes on with it."
     raise ValueError(f"store {path} holds another study: {shown}; {advice}")
 
 
@@ -148,9 +143,9 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _grows(held: Experiment, asked: Experiment) -> bool:
-    old, new = (_flat(spec.to_dict()) for spec in (held, asked))
-    return held.seeds <= asked.seeds and all(set(old[key]) <= set(new[key]) for key in _LISTS)
+def _grows(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether the axes of one study are part of those of another."""
+    return old["seeds"] <= new["seeds"] and all(set(old[key]) <= set(new[key]) for key in _LISTS)
 
 
 def experiment_of(path: str | Path) -> Experiment:
@@ -252,7 +247,7 @@ def _extended(
         seeds = held.seeds
     if seeds < held.seeds:
         raise ValueError(f"seeds must be at least the store's {held.seeds}; got {seeds}.")
-    check_origin(path, attrs, held)
+    check_origin(path, attrs)
     network = {
         name: _joined(getattr(held.network, name), values[name]) for name in ("depth", "bottleneck")
     }
@@ -367,7 +362,7 @@ def rerun(path: str | Path, **coordinates: Any) -> xr.Dataset:
     attrs = root(path)
     experiment = Experiment.from_json(attrs["experiment"])
     with in_precision(experiment.precision):
-        check_origin(path, attrs, experiment)
+        check_origin(path, attrs)
         ds = store.open(path)
         point = {axis: _chosen(axis, ds[axis].values, coordinates) for axis in AXES}
         unknown = set(coordinates) - set(AXES)
@@ -392,5 +387,5 @@ def _chosen(axis: str, values: np.ndarray, coordinates: Mapping[str, Any]) -> An
         same = np.zeros(len(values), bool)
     if not np.any(same):
         raise ValueError(f"{axis} must be one of {listed}; got {asked!r}.")
-    found = values[np.argmax(same)]
-    return found if axis in AXES[3:] else values.tolist()[np.argmax(same)]
+    found = values[[np.argmax(same)]]
+    return found[0] if axis in AXES[3:] else found.tolist()[0]

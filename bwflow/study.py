@@ -17,7 +17,7 @@ from bwflow import covariances, diagnostics, initializers, losses, plan, until
 from bwflow._trajectory import Trajectory
 from bwflow._types import Factors, Initializer, Loss, Probe, Widths
 from bwflow.covariances import Target
-from bwflow.descent import gradient_descent
+from bwflow.descent import gradient_descent, recorded_steps
 from bwflow.experiment import Experiment, NetworkSpec, TargetSpec
 from bwflow.factors import end_to_end, sample
 from bwflow.flow import gradient_flow
@@ -61,11 +61,7 @@ def run(experiment: Experiment, *, progress: bool = True) -> xr.Dataset:
     >>> bw.study.run(spec, progress=False)["hit"].dims
     ('dynamics', 'depth', 'bottleneck', 'tau', 'seed')
     """
-    if not isinstance(experiment, Experiment):
-        raise ValueError(
-            "experiment must be a bwflow.Experiment: names, numbers and small tuples that a store "
-            f"can keep; got {type(experiment).__name__}. bwflow.sweep runs any function in memory."
-        )
+    check_experiment(experiment)
     dtype = _dtype(experiment.precision)
     n = target_size(experiment.target)
     experiment.programs(n)  # refuses networks that do not fit
@@ -79,6 +75,15 @@ def run(experiment: Experiment, *, progress: bool = True) -> xr.Dataset:
         progress=progress,
     )
     return ds.assign(_constants(target)).assign_attrs(_attributes(experiment))
+
+
+def check_experiment(experiment: Any) -> None:
+    """Refuse what is no spec, such as a function."""
+    if not isinstance(experiment, Experiment):
+        raise ValueError(
+            "experiment must be a bwflow.Experiment: names, numbers and small tuples that a store "
+            f"can keep; got {type(experiment).__name__}. bwflow.sweep runs any function in memory."
+        )
 
 
 def axes(experiment: Experiment, n: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -124,8 +129,8 @@ def outline(experiment: Experiment, target: Target) -> xr.Dataset:
 def _clock(experiment: Experiment, dynamics: str, dtype: Any) -> tuple[str, Any]:
     if dynamics == "flow":
         return "time", _save_times(experiment, dtype)
-    steps, every = experiment.descent.updates, experiment.descent.save_every
-    return "step", np.asarray([*range(0, steps, every), steps], np.int32)
+    descent = experiment.descent
+    return "step", np.asarray(recorded_steps(descent.updates, descent.save_every), np.int32)
 
 
 def _constants(target: Target) -> dict[str, Any]:

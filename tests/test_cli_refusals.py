@@ -327,13 +327,16 @@ for case, arguments, message in (
     sweep(f"store: {case}", ["spec.toml", *arguments], message)
 sweep("locked", ["spec.toml", "--store", "locked/x"], "locked is not a writable", marks=as_root)
 
+NO_STORES = (
+    ("missing", "nothing", "store nothing is not a Zarr store"),
+    ("a file", "good.npy", "store good.npy is not a Zarr store"),
+    ("a folder", "folder", "store folder is not a Zarr store"),
+    ("here", ".", "store . is not a Zarr store"),
+    ("root", "/", "store / is not a Zarr store"),
+)
 for command in ("report", "show"):
     for case, path, message in (
-        ("missing", "nothing", "store nothing is not a Zarr store"),
-        ("a file", "good.npy", "store good.npy is not a Zarr store"),
-        ("a folder", "folder", "store folder is not a Zarr store"),
-        ("here", ".", "store . is not a Zarr store"),
-        ("root", "/", "store / is not a Zarr store"),
+        *NO_STORES,
         ("no study", "plain", "must be a dataset of bwflow.study.run; it lacks the axes"),
         ("half a study", "half", "must be a dataset of bwflow.study.run; it lacks the attribute"),
         ("another spec", "older", "unknown key 'sedes'"),
@@ -345,11 +348,7 @@ for command in ("report", "show"):
 for command in ("status", "work", "extend", "repair", "rerun", "export", "slurm"):
     given = {"export": ["--parquet", "x"], "slurm": ["--array", "2"]}.get(command, [])
     for case, path, message in (
-        ("missing", "nothing", "store nothing is not a Zarr store"),
-        ("a file", "good.npy", "store good.npy is not a Zarr store"),
-        ("a folder", "folder", "store folder is not a Zarr store"),
-        ("here", ".", "store . is not a Zarr store"),
-        ("root", "/", "store / is not a Zarr store"),
+        *NO_STORES,
         ("no study", "plain", "store plain "),
         ("damaged", "damaged", "store damaged cannot be read"),
     ):

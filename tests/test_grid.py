@@ -115,19 +115,6 @@ def test_several_programs_in_any_order_and_twice_are_the_same_bytes(tmp_path):
 # Repairs
 
 
-def broken(file, how):
-    """What happens to files on disks."""
-    data = bytearray(file.read_bytes())
-    if how == "deleted":
-        file.unlink()
-        return
-    if how == "cut":
-        data = data[: len(data) // 2]
-    else:
-        data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-
-
 def kinds(reference):
     """Files of a store by what they are, but for the root."""
     found = {"results": [], "flags": [], "constants": [], "descriptions": []}
@@ -138,20 +125,20 @@ def kinds(reference):
     return found
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "deleted"])
+@pytest.mark.parametrize("how", ["cut", "flip", "delete"])
 @pytest.mark.parametrize("kind", ["results", "flags", "constants", "descriptions"])
 def test_every_file_is_repaired(reference, tmp_path, monkeypatch, kind, how):
     """To the bytes it had; whole chunks are computed again, and no others."""
     store = copied(reference, tmp_path)
     computed, failures = studies.counted(monkeypatch), []
     for name in kinds(reference)[kind]:
-        broken(store / name, how)
+        studies.damage(store / name, how)
         if kind == "results":
             with pytest.raises(DamagedStoreError, match=f"variable {name.split('/')[0]} at "):
                 list(_units.finished(store))
         found, left = bw.stored.repair(store)
         bw.jobs.run(store, units=left, progress=False)
-        lost = kind == "flags" and how == "deleted"  # as if they had never been done
+        lost = kind == "flags" and how == "delete"  # as if they had never been done
         if lost:
             bw.jobs.run(store, progress=False)
         last = 2 * int(name.split("/c/")[-1].split("/")[4]) if kind in ("results", "flags") else 0
@@ -184,12 +171,12 @@ def test_no_altered_number_in_a_description_of_the_target_is_believed(reference,
         assert_same(store, reference)
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "deleted"])
+@pytest.mark.parametrize("how", ["cut", "flip", "delete"])
 @pytest.mark.parametrize("name", ["target_factor/c/0/0", "target_eigenvalues/c/0"])
 def test_nothing_is_computed_for_a_damaged_target(template, tmp_path, name, how):
     """A missing chunk, too, is no target of zeros."""
     store = copied(template, tmp_path)
-    broken(store / name, how)
+    studies.damage(store / name, how)
     with pytest.raises(DamagedStoreError, match="cannot be read"):
         bw.jobs.run(store, progress=False)
     assert not zarr.open_array(store / "done", mode="r")[...].any()
@@ -243,7 +230,7 @@ def test_damage_is_found_in_a_chunk_that_has_grown(reference, tmp_path):
     """The old runs of it are done, the new ones are not yet."""
     store = copied(reference, tmp_path)
     bw.stored.extend(store, seeds=5)
-    broken(store / "loss/c/0/0/0/0/1/0", "deleted")
+    studies.damage(store / "loss/c/0/0/0/0/1/0", "delete")
     with pytest.raises(DamagedStoreError, match="variable loss at"):
         list(_units.finished(store))
     found, left = bw.stored.repair(store)
