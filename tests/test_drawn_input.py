@@ -18,7 +18,7 @@ from commands import SPEC, enter
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
-from bwflow import cli, plan, store, study
+from bwflow import cli, jobs, plan, store, stored, study
 from bwflow.experiment import DescentSpec, Experiment, FlowSpec, NetworkSpec, TargetSpec
 
 pytestmark = pytest.mark.once
@@ -183,9 +183,10 @@ class Large(BaseException):
 
 
 def only_small(run):
-    """`study.run`, for studies of one small program."""
+    """`jobs.run`, for studies of one small program."""
 
-    def small(experiment, **keywords):
+    def small(path, **keywords):
+        experiment = stored.experiment_of(path)
         target, flow = experiment.target, experiment.flow
         (cell, *more) = plan.cells(experiment, study.target_size(target))
         large = cell.runs > 4 or max(cell.widths) > 16 or len(cell.widths) > 3
@@ -194,7 +195,7 @@ def only_small(run):
         large |= cell.dynamics == "flow" and max(flow.max_steps, flow.num_saves) > 200
         if more or large:
             raise Large
-        return run(experiment, **keywords)
+        return run(path, **keywords)
 
     return small
 
@@ -302,7 +303,7 @@ def library(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _small(library, tmp_path, monkeypatch, as_installed):
     enter(tmp_path, monkeypatch)
-    monkeypatch.setattr(study, "run", only_small(study.run))
+    monkeypatch.setattr(jobs, "run", only_small(jobs.run))
 
 
 CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large]
