@@ -25,6 +25,8 @@ test-float32: $(VENV)/.test  ## the same in single precision
 test-slow: $(VENV)/.test  ## whole processes: the demo, notebooks, benchmarks at smoke size
 	JAX_ENABLE_X64=1 $(PYTEST) $(WORKERS) -m slow $(PYTEST_OPTIONS)
 
+soak: SHELL := bash
+soak: .SHELLFLAGS := -o pipefail -c
 soak: $(VENV)/.test  ## processes killed 30 times in each way; the log goes to docs/soak.txt
 	BWFLOW_KILLS=30 $(PYTEST) -m slow tests/test_kills.py -s -q | tee docs/soak.txt
 

@@ -1,11 +1,13 @@
 """Computing units of a store."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
+import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,20 +122,39 @@ def _study(path: Path, attrs: str) -> _Study:
 def compute(path: Path, units: Sequence[Unit], *, devices: int = 1) -> None:
     """Compute units of one program, one on each device, and write them.
 
+    Units that another process has done by now, or an extension has made larger, are left out.
+
     Raises
     ------
     ValueError
-        If the store was begun with other versions or on another platform.
+        If the store was begun with other versions or on another platform, or is another by now.
     OSError
         If the results cannot be written.
     """
-    began = progress.now()
-    blocks = results(path, units, devices=devices)
+    began, grid = progress.now(), Grid.open(path)
+    units = [unit for unit in units if grid.has(unit) and not grid.is_done(unit)]
+    if not units:
+        return
+    with _same(path):
+        blocks = results(path, units, devices=devices)
     computed, grid = progress.now(), Grid.open(path)
     for unit, block in zip(units, blocks, strict=True):
-        grid.put(unit, block)
-        where = {axis: unit[axis].start for axis in grid.chunks}
-        progress.record(path, where, block["reason"].size, began, computed)
+        if grid.has(unit):
+            grid.put(unit, block)
+            where = {axis: unit[axis].start for axis in grid.chunks}
+            progress.record(path, where, block["reason"].size, began, computed)
+
+
+@contextlib.contextmanager
+def _same(path: Path) -> Iterator[None]:
+    """Refuse a store that another has replaced meanwhile, to which the results do not belong."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        yield
+        if not os.path.samestat(os.fstat(folder), os.stat(path)):
+            raise ValueError(f"store {path} was replaced while its runs were computed.")
+    finally:
+        os.close(folder)
 
 
 def results(path: Path, units: Sequence[Unit], *, devices: int = 1) -> list[dict[str, np.ndarray]]:

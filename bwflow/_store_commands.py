@@ -216,7 +216,7 @@ def rerun(
         dynamics: Dynamics of the run.
         depth: Depth of the run.
         bottleneck: Bottleneck of the run.
-        out: Store to write; STORE-rerun by default, replaced if it is there.
+        out: Store to write; STORE-rerun by default. Another run that is there is replaced.
     """
     asked = {
         "seed": seed,
@@ -233,9 +233,13 @@ def rerun(
 
         place = out or stores.beside(store, "-rerun")
         stores.check_place(place)
+        if place.exists() and "chunks" in stores.open(place).attrs:
+            raise ValueError(f"--out {place} is the store of a sweep and is not replaced.")
         ds = stored.rerun(store, **{axis: x for axis, x in asked.items() if x is not None})
+        with stores.damage(store):
+            text = report.compare(ds, stores.open(store))
         stores.write(ds, place, overwrite=True)
-        print(f"{report.compare(ds, stores.open(store))}\nstore   {place}")
+        print(f"{text}\nstore   {place}")
 
     return action
 

@@ -152,6 +152,12 @@ class Grid:
         """The units that are not done, as the store is now."""
         return [unit for unit, done in self.flagged() if not done.all()]
 
+    def has(self, unit: Unit) -> bool:
+        """Whether a box is a unit; an extension makes larger ones of those at the end."""
+        corner = tuple(unit[axis].start for axis in self.chunks)
+        aligned = all(i in starts for i, starts in zip(corner, self._starts(), strict=True))
+        return aligned and unit == self._unit(corner)
+
     def is_done(self, unit: Unit) -> bool:
         """Whether all runs of a unit are done."""
         return bool(self._flags(unit).all())
@@ -170,9 +176,7 @@ class Grid:
         OSError
             If they cannot be written; the unit is not done then.
         """
-        corner = tuple(unit[axis].start for axis in self.chunks)
-        aligned = all(i in starts for i, starts in zip(corner, self._starts(), strict=True))
-        if not aligned or unit != self._unit(corner):
+        if not self.has(unit):
             raise ValueError(
                 f"unit must be a chunk of the store, {self.chunks} of {self.shape}; got {unit}."
             )
@@ -192,7 +196,7 @@ class Grid:
         Raises
         ------
         DamagedStoreError
-            If a file is missing, cut short or altered.
+            If a file is cut short or altered, or one that every unit has is missing.
         """
         found = {}
         for name, array in self.results.items():
@@ -265,11 +269,16 @@ def finished(path: Path) -> Iterator[xr.Dataset]:
     """
     grid, ds = Grid.open(path), store.open(path)
     described = ds.drop_vars([*grid.results, "done"])
-    for unit, done in grid.flagged():
-        if done.any():
-            block = {name: (ds[name].dims, values) for name, values in grid.read(unit).items()}
-            kept = {axis: slice(n) for axis, n in zip(unit, _extent(done), strict=True)}
-            yield described.isel(unit).assign(block).isel(kept).load()
+    constants(path, [str(name) for name in described.variables])  # refuses, before anything is read
+
+    def blocks() -> Iterator[xr.Dataset]:
+        for unit, done in grid.flagged():
+            if done.any():
+                block = {name: (ds[name].dims, values) for name, values in grid.read(unit).items()}
+                kept = {axis: slice(n) for axis, n in zip(unit, _extent(done), strict=True)}
+                yield described.isel(unit).assign(block).isel(kept).load()
+
+    return blocks()
 
 
 def _extent(done: np.ndarray) -> list[int]:

@@ -25,7 +25,7 @@ def start(life: Connection) -> None:
 
 
 def compute(path: str, unit: dict[str, slice]) -> None:
-    """Compute one unit of a store, unless another process has done it by now."""
+    """Compute one unit of a store, as `bwflow._compute.compute` does."""
     configure()
     from bwflow import _compute
 

@@ -233,10 +233,12 @@ def _sweep(
     progress: bool,
 ) -> None:
     configure()
-    from bwflow import jobs, stored
+    from bwflow import jobs, store, stored
 
     if _held(experiment, path, overwrite) == "complete":
         print(f"{path} holds this study already", file=sys.stderr)
+        if "done" not in store.open(path):  # written whole
+            return
     stored.create(experiment, path, overwrite=overwrite, platform=platform)
     jobs.run(path, processes=processes, progress=progress)
 

@@ -5,7 +5,6 @@ Both are written one unit of the grid at a time, whole or not at all.
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -181,10 +180,8 @@ def _replacing(file: Path) -> Iterator[Path]:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"file {file} cannot be made: {error.strerror}.") from None
-    with tempfile.TemporaryDirectory(
-        dir=file.parent, prefix=f".{file.name}-", ignore_cleanup_errors=True
-    ) as folder:
-        draft = Path(folder) / file.name
+    with store.scratch(file) as folder:
+        draft = folder / file.name
         yield draft
         draft.replace(file)
 

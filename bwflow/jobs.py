@@ -1,7 +1,8 @@
 """Computing what a store lacks: in this process, in several, by any executor, by SLURM arrays.
 
 The store alone says what is to be done. Units are deterministic and written atomically, so it is
-harmless if two processes compute the same one, and a process that dies costs the unit in hand.
+harmless if two processes compute the same one, and a process that dies costs the unit in hand; a
+local one also those of the others, for Python ends a pool that lost a process.
 """
 
 import contextlib
@@ -62,6 +63,8 @@ def run(
     RuntimeError
         If the executor lost its workers. As after every other end, what was finished is in the
         store, and the same call goes on.
+    MemoryError
+        If local processes died again and again with nothing done, which is mostly why.
 
     Notes
     -----
@@ -176,9 +179,7 @@ def _run_here(grid: Grid, pending: Sequence[Unit], bar: tqdm) -> None:
     for group in _by_program(pending):
         for first in range(0, len(group), devices):
             units = group[first : first + devices]
-            left = [unit for unit in units if not grid.is_done(unit)]  # by another process
-            if left:
-                _compute.compute(grid.path, left, devices=devices)
+            _compute.compute(grid.path, units, devices=devices)
             bar.update(sum(map(_runs, units)))
 
 

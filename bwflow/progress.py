@@ -109,8 +109,9 @@ def status(path: str | Path) -> Status:
     if not {"hit", "reason"} <= set(ds.variables):
         raise ValueError(f"store {path} holds no sweep: it lacks hit and reason.")
     with store.damage(path):
+        # First, since it is written last: of what is done then all is there.
+        done = ds["done"].values if "done" in ds else np.ones(ds["hit"].shape, bool)
         reason, hit = ds["reason"].values, ds["hit"].values
-        done = ds["done"].values if "done" in ds else np.ones(hit.shape, bool)
     codes = Counter(reason[done].tolist())
     rate, running = _pace(log_folder(path))
     left = done.size - int(done.sum())
@@ -122,13 +123,23 @@ def status(path: str | Path) -> Status:
         rate=rate,
         remaining=3600 * left / rate if left and rate > 0 else 0.0 if not left else np.nan,
         running=running and left > 0,
-        bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        bytes=_bytes(path),
     )
+
+
+def _bytes(path: Path) -> int:
+    """Size of the files in a folder, some of which may get other names meanwhile."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(folder, file)).st_size
+    return total
 
 
 def _pace(folder: Path) -> tuple[float, bool]:
     """Runs per hour over the last units, and whether the last of them is recent."""
-    lines = []
+    lines: list[tuple[float, float, int, str]] = []
     for file in folder.glob("*.jsonl"):
         text = ""
         with contextlib.suppress(OSError):
@@ -138,20 +149,23 @@ def _pace(folder: Path) -> tuple[float, bool]:
                 line = json.loads(entry)
                 seconds = line["compute_seconds"] + line["write_seconds"]
                 ended = datetime.fromisoformat(line["ended"]).timestamp()
-                lines.append((ended, ended - seconds, line["runs"]))
+                lines.append((ended, ended - seconds, line["runs"], file.name))
     if not lines:
         return np.nan, False
-    lines = sorted(lines)[-_RECENT:]
-    usual = statistics.median(ended - began for ended, began, _ in lines)
-    # A pause between two sessions is no part of the pace.
+    lines.sort()
     last = lines[-1][0]
-    for (ended, _, _), (_, began, _) in zip(lines[-2::-1], lines[:0:-1], strict=True):
-        if began - ended > 60 + 10 * usual:
+    pause = 60 + 10 * statistics.median(ended - began for ended, began, *_ in lines[-_RECENT:])
+    # Enough that each of those at work has ended a few.
+    at_work = {process for ended, *_, process in lines if last - ended < pause}
+    lines = lines[-max(_RECENT, 4 * len(at_work)) :]
+    # A pause between two sessions is no part of the pace.
+    for (ended, *_), (_, began, *_) in zip(lines[-2::-1], lines[:0:-1], strict=True):
+        if began - ended > pause:
             lines = [line for line in lines if line[0] > ended]
             break
-    span = last - min(began for _, began, _ in lines)
-    runs = sum(count for _, _, count in lines)
-    return 3600 * runs / max(span, 1e-3), now() - last < 60 + 10 * usual
+    span = last - min(began for _, began, *_ in lines)
+    runs = sum(count for _, _, count, _ in lines)
+    return 3600 * runs / max(span, 1e-3), now() - last < pause
 
 
 def describe(found: Status) -> str:

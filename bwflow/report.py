@@ -47,14 +47,15 @@ def table(ds: xr.Dataset | str | Path) -> str:
         "  ".join(_pad(i, text, sizes[i]) for i, text in enumerate(row)).rstrip() for row in rows
     ]
     lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([*lines, "", *_unfinished(ds), _legend(ds)])
+    return "\n".join(
+        [*lines, "", *_unfinished(int(stats["runs"].sum()), ds["hit"].size), _legend(ds)]
+    )
 
 
-def _unfinished(ds: xr.Dataset) -> list[str]:
-    done = int(ds["done"].sum()) if "done" in ds else ds["hit"].size
-    if done == ds["hit"].size:
+def _unfinished(done: int, runs: int) -> list[str]:
+    if done == runs:
         return []
-    return [f"UNFINISHED: {done} of {ds['hit'].size} runs are done; all figures are of these.", ""]
+    return [f"UNFINISHED: {done} of {runs} runs are done; all figures are of these.", ""]
 
 
 def _pad(column: int, text: str, size: int) -> str:
@@ -138,8 +139,8 @@ def describe(ds: xr.Dataset) -> str:
     """What a study holds, as text: axes, records, how the runs ended, versions."""
     spec = experiment_of(ds)
     axes = ds["hit"].dims
-    done = int(ds["done"].sum()) if "done" in ds else ds["hit"].size
-    failed = done - int(ds["success"].sum())
+    flags = ds["done"].load() if "done" in ds else xr.ones_like(ds["success"])
+    done, failed = int(flags.sum()), int((flags & ~ds["success"]).sum())
     arrived = int((ds["hit"] < np.inf).sum())
     part = "" if done == ds["hit"].size else f", {done} done"
     lines = [

@@ -1,6 +1,7 @@
 """Datasets on disk: labelled Zarr stores that `xarray.open_zarr` reads alone."""
 
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -16,7 +17,9 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore  # of a path as it stands: ~ and :: have no other meaning
 
-_PACKAGES = ("bwflow", "jax", "jaxlib", "diffrax", "optax")
+_PACKAGES = ("bwflow", "jax", "jaxlib", "diffrax", "optax", "equinox", "lineax", "optimistix")
+# What a damaged store makes of the file system's errors; others are not the store's.
+_DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _SCRATCH = ".draft"
 
 
@@ -103,7 +106,7 @@ def draft(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """A temporary folder beside a store."""
+    """A temporary folder beside a store, or what is made of one."""
     prefix = f".{path.name}-{socket.gethostname()}-{os.getpid()}-"
     with tempfile.TemporaryDirectory(
         dir=path.parent, prefix=prefix, suffix=_SCRATCH, ignore_cleanup_errors=True
@@ -183,9 +186,11 @@ def damage(path: Path, name: str = "", where: dict[str, slice] | None = None) ->
     """Whatever the layers below make of damaged files becomes one kind of error."""
     try:
         yield
-    except (DamagedStoreError, PermissionError, MemoryError):
+    except (DamagedStoreError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno not in _DAMAGE:
+            raise
         sides = (where or {}).items()
         unit = ", ".join(f"{axis} {side.start}:{side.stop}" for axis, side in sides)
         what = f", variable {name}" * bool(name) + f" at {unit}" * bool(unit)

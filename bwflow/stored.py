@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,16 +181,16 @@ def _write_template(
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """One process at a time that changes what a store's grid is."""
+def alone(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """One process at a time that changes what a store's grid is; others are refused, or wait."""
     import fcntl
 
     folder = progress.log_folder(path)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
             raise ValueError(f"store {path} is being extended or repaired already.") from None
         yield
 
@@ -275,6 +276,13 @@ def _renew(path: Path, experiment: Experiment, attrs: Mapping[str, Any]) -> list
         try:
             target = study.kept_target(constants(path, study.TARGET))
         except (ValueError, KeyError):  # damaged: from the spec then
+            check_origin(path, attrs)
+            file = experiment.target.kind == "file"
+            if file and _contents(experiment) != attrs["target_file"]:
+                raise ValueError(
+                    f"store {path} has lost its target, and {experiment.target.path} is not there "
+                    "or not what it was; bring that back to repair the store."
+                ) from None
             target = study.make_target(experiment.target, np.dtype(experiment.precision))
         kept = {key: attrs[key] for key in ("versions", "x64", "platform", "target_file")}
         with store.scratch(path) as folder:
@@ -286,9 +294,15 @@ def _renew(path: Path, experiment: Experiment, attrs: Mapping[str, Any]) -> list
 def settle(path: str | Path) -> Grid:
     """The grid of a store, after completing an extension that was interrupted."""
     path = store.check_store(path)
-    attrs = root(path)
-    experiment = Experiment.from_json(attrs["experiment"])
-    grid = Grid.open(path)
+    if not _is_settled(path):
+        with alone(path, wait=True):
+            if not _is_settled(path):
+                _renew(path, experiment_of(path), root(path))
+    return Grid.open(path)
+
+
+def _is_settled(path: Path) -> bool:
+    experiment = experiment_of(path)
     lengths = (
         len(experiment.dynamics),
         len(experiment.network.depth),
@@ -296,11 +310,7 @@ def settle(path: str | Path) -> Grid:
         len(experiment.tau),
         experiment.seeds,
     )
-    if grid.shape == lengths:
-        return grid
-    with alone(path):
-        _renew(path, experiment, attrs)
-    return Grid.open(path)
+    return Grid.open(path).shape == lengths
 
 
 def repair(path: str | Path) -> tuple[list[str], list[Unit]]:
@@ -318,12 +328,14 @@ def repair(path: str | Path) -> tuple[list[str], list[Unit]]:
     Raises
     ------
     ValueError
-        If there is no store of a study, or the root of its description cannot be read.
+        If there is no store of a study, or the root of its description is damaged; if its target is
+        damaged and cannot be made again as it was.
     """
     path = store.check_store(path)
     root(path)  # refuses, before anything is written
     with alone(path):
         attrs = root(path)
+        _check_chunks(path, json.loads(attrs["chunks"]))
         found = [f"{name}: made anew" for name in _renew(path, experiment_of(path), attrs)]
         grid = Grid.open(path)
         damaged = grid.damaged()
@@ -332,6 +344,25 @@ def repair(path: str | Path) -> tuple[list[str], list[Unit]]:
             found.append(reason)
     clear(path)
     return found, [unit for _, unit in damaged]
+
+
+def _check_chunks(path: Path, told: Mapping[str, int]) -> None:
+    """Refuse a root by which all results would be unreadable, for they have other chunks."""
+    seen: dict[str, Counter[int]] = {}
+    for file in path.glob("*/zarr.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged
+            array = json.loads(file.read_text(encoding="utf-8"))
+            names, sizes = array["dimension_names"], array["chunk_grid"]["configuration"]
+            if names[: len(AXES)] == [*AXES]:
+                for name, size in zip(names, sizes["chunk_shape"], strict=True):
+                    seen.setdefault(name, Counter())[size] += 1
+    for name, sizes in seen.items():
+        [(size, _)] = sizes.most_common(1)
+        if max(1, told.get(name, 0)) != size:
+            raise store.DamagedStoreError(
+                f"store {path} cannot be repaired: zarr.json, by which it is known, tells of "
+                f"chunks of {told.get(name)} along {name}, and its results have those of {size}."
+            )
 
 
 def rerun(path: str | Path, **coordinates: Any) -> xr.Dataset:

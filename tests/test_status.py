@@ -155,6 +155,14 @@ def test_the_rate_is_runs_by_time_since_the_last_pause(store, case):
     assert found.remaining == pytest.approx(6 * seconds / runs, rel=1e-6)
 
 
+def test_the_rate_of_many_processes_is_seen_through_several_units_of_each(store):
+    """A thousand runs an hour each; the last fifty units alone would end within seconds."""
+    for number in range(200):
+        units = [(-3.6 * k - 0.018 * number, 3.6, 1) for k in range(8)]
+        log(store, units, f"node-{number}.jsonl")
+    assert 150_000 < progress.status(store).rate <= 200_000
+
+
 def test_the_order_of_lines_says_nothing(store):
     lines = [(-10.0 * k, 10.0, k) for k in range(1, 7)]
     for order in (lines, lines[::-1], lines[3:] + lines[:3]):

@@ -72,14 +72,17 @@ def test_xarray_alone_reads_a_store(ds, tmp_path):
 
 def test_a_store_says_which_versions_made_its_numbers(ds, tmp_path):
     import diffrax
+    import equinox
     import jax
     import jaxlib
+    import lineax
     import optax
+    import optimistix
 
     import bwflow
 
     store.write(ds, tmp_path / "store")
-    packages = (bwflow, jax, jaxlib, diffrax, optax)
+    packages = (bwflow, jax, jaxlib, diffrax, optax, equinox, lineax, optimistix)
     expected = {package.__name__: package.__version__ for package in packages}
     assert json.loads(store.read(tmp_path / "store").attrs["versions"]) == expected
     assert "versions" not in ds.attrs
