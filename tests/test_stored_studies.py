@@ -318,6 +318,7 @@ def interrupted_at(count, store):
             yield
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("before", "more", "computed", "by"),
     [
