@@ -233,7 +233,7 @@ def rerun(
 
         place = out or stores.beside(store, "-rerun")
         stores.check_place(place)
-        if place.exists() and "chunks" in stores.open(place).attrs:
+        if place.exists() and "done" in stores.open(place):
             raise ValueError(f"--out {place} is the store of a sweep and is not replaced.")
         ds = stored.rerun(store, **{axis: x for axis, x in asked.items() if x is not None})
         with stores.damage(store):

@@ -95,9 +95,11 @@ def summary(
     stored = isinstance(ds, (str, os.PathLike))
     whole = store.open(Path(ds)) if stored else ds
     _require(whole, _NEEDED, "a sweep with probes loss and gap", ", or the path of a stored one")
-    if stored and "done" not in whole:  # written whole
-        whole, stored = store.read(Path(ds)), False
-    blocks = _units.finished(Path(ds)) if stored else None
+    blocks = None
+    if stored and "done" in whole:
+        blocks = _units.finished(Path(ds))
+    elif stored:  # written whole
+        whole = store.read(Path(ds))
     pooled = _pooled_axes(whole, over)
     runs = _per_run(whole, whole["hit"].dims) if blocks is None else _streamed(whole, blocks)
     return _pool(whole, runs, pooled)

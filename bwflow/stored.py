@@ -294,15 +294,17 @@ def _renew(path: Path, experiment: Experiment, attrs: Mapping[str, Any]) -> list
 def settle(path: str | Path) -> Grid:
     """The grid of a store, after completing an extension that was interrupted."""
     path = store.check_store(path)
-    if not _is_settled(path):
+    if (grid := _settled(path)) is None:
         with alone(path, wait=True):
-            if not _is_settled(path):
+            if (grid := _settled(path)) is None:
                 _renew(path, experiment_of(path), root(path))
-    return Grid.open(path)
+                grid = Grid.open(path)
+    return grid
 
 
-def _is_settled(path: Path) -> bool:
-    experiment = experiment_of(path)
+def _settled(path: Path) -> Grid | None:
+    """The grid, if it is that of the spec."""
+    experiment, grid = experiment_of(path), Grid.open(path)
     lengths = (
         len(experiment.dynamics),
         len(experiment.network.depth),
@@ -310,7 +312,7 @@ def _is_settled(path: Path) -> bool:
         len(experiment.tau),
         experiment.seeds,
     )
-    return Grid.open(path).shape == lengths
+    return grid if grid.shape == lengths else None
 
 
 def repair(path: str | Path) -> tuple[list[str], list[Unit]]:

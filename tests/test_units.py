@@ -184,7 +184,8 @@ def test_the_root_says_what_the_results_depend_on(reference):
     canonical = json.dumps(spec.to_dict(), sort_keys=True, separators=(",", ":"))
     assert attrs["experiment"] == canonical
     assert re.fullmatch("[0-9a-f]{32}", attrs["experiment_hash"])
-    assert set(json.loads(attrs["versions"])) == set(bw.store.versions())
+    packages = {"bwflow", "jax", "jaxlib", "diffrax", "optax", "equinox", "lineax", "optimistix"}
+    assert set(json.loads(attrs["versions"])) == packages
     assert json.loads(attrs["versions"])["jax"] == jax.__version__
     assert attrs["x64"] is (PRECISION == "float64")
     assert attrs["platform"] == jax.devices()[0].platform
