@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from bwflow import _checks, landscape
+from bwflow import _checks, _minima
 from bwflow._types import Loss, Params
 from bwflow.factors import Deep, imbalance
 from bwflow.linalg import full_precision, polar, range_mask
@@ -136,7 +136,7 @@ def _cosines(point: Point) -> Array:
 
 def _eigenvalue_errors(point: Point) -> Array:
     s = point.singular_values
-    lam = landscape.minimizing_eigenvalues(point.target, point.bottleneck, tau=point.tau)[: s.size]
+    lam = _minima.minimizing_eigenvalues(point.target, point.bottleneck, tau=point.tau)[: s.size]
     return s**2 - jnp.pad(lam, (0, s.size - lam.size))
 
 
@@ -163,7 +163,7 @@ def _distance_bures(point: Point) -> Array:
     """Square root of `BW^2(W W^T + tau I, S* + tau I)`, by factors of the two."""
     W, tau = point.end_to_end, point.tau
     eye = jnp.eye(W.shape[0], dtype=W.dtype)
-    s = landscape.minimizing_eigenvalues(point.target, point.bottleneck, tau=tau)
+    s = _minima.minimizing_eigenvalues(point.target, point.bottleneck, tau=tau)
     Q = point.target.eigenvectors
     root = jnp.sqrt(tau) * eye + (Q * (jnp.sqrt(s + tau) - jnp.sqrt(tau))[None, :]) @ Q.T
     A = jnp.concatenate([W, jnp.sqrt(tau) * eye], axis=1)
@@ -172,7 +172,7 @@ def _distance_bures(point: Point) -> Array:
 
 
 def _minimizer(point: Point) -> Array:
-    return landscape.minimizer(point.target, point.bottleneck, tau=point.tau)
+    return _minima.minimizer(point.target, point.bottleneck, tau=point.tau)
 
 
 class Quantity(NamedTuple):

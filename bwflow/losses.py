@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from bwflow import _checks, landscape
+from bwflow import _checks, _minima
 from bwflow._types import Scalar
 from bwflow.bures import smoothed_bures
 from bwflow.covariances import Target
@@ -91,7 +91,7 @@ class BuresWasserstein(_Smoothed):
 
     def minimum(self, rank: int) -> Scalar:
         """Least loss over matrices of rank at most `rank`."""
-        return landscape.minimum(self.target, rank, tau=self.tau)
+        return _minima.minimum(self.target, rank, tau=self.tau)
 
 
 class Frobenius(_Smoothed):
@@ -111,4 +111,4 @@ class Frobenius(_Smoothed):
 
     def minimum(self, rank: int) -> Scalar:
         """Least loss over matrices of rank at most `rank`."""
-        return landscape.minimum(self.target, rank, tau=self.tau, loss="frobenius")
+        return _minima.minimum(self.target, rank, tau=self.tau, loss="frobenius")

@@ -122,7 +122,7 @@ right.plot(run["step"], np.linalg.svd(W, compute_uv=False) ** 2)
 right.set(xlabel="step", ylabel="squared singular values of W", title="against the eigenvalues")
 for eigenvalue in ds["target_eigenvalues"].values:
     right.axhline(eigenvalue, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
-figure.savefig(FIGURES / "03_stored_sweeps.png", dpi=120)
+figure.savefig(FIGURES / "14_stored_sweeps.png", dpi=120)
 
 # %% [markdown]
 # The stored record of that run and this one differ in rounding only:

@@ -119,7 +119,7 @@ for row, (stage, i) in zip(axes, {"before": 0, "midway": midway, "after": -1}.it
     label = f"network {stage}, t = {float(times[i]):.3g}"
     generated = run.probes["samples"][i] @ target.eigenvectors
     bw.plotting.slices({label: generated, "data": data}, planes=planes, axes=list(row))
-figure.savefig(FIGURES / "02_slices.png", dpi=120)
+figure.savefig(FIGURES / "13_slices.png", dpi=120)
 
 # %% [markdown]
 # ## Distances
@@ -143,7 +143,7 @@ right.loglog(times[1:], np.hypot(shown, error)[1:], ":", color="0", label="(loss
 right.axhline(error, color=COLOURS[2], linestyle="--", label="sampling error")
 right.set(xlabel="time t", ylabel="distance of the network", ylim=(1e-2, 20))
 right.legend(frameon=False, loc="lower left")
-figure.savefig(FIGURES / "02_distances.png", dpi=120)
+figure.savefig(FIGURES / "13_distances.png", dpi=120)
 
 # %% [markdown]
 # ## Answer
