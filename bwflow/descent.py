@@ -108,7 +108,7 @@ def gradient_descent(
         optimizer,
         _checks.traced_numbers(until, dtype),
         bound_probe(probe, loss, factorization),
-        factorization,
+        _checks.traced_numbers(factorization, dtype),
         num_steps,
         save_every,
     )

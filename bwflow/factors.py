@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from bwflow import _checks
+from bwflow._balanced import Covariance as Covariance
+from bwflow._balanced import EndToEnd as EndToEnd
 from bwflow._types import Factors, Widths
 from bwflow.linalg import full_precision
 

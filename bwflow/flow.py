@@ -2,21 +2,26 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optimistix as optx
 from jaxtyping import Array, ArrayLike
 
 from bwflow import _checks
 from bwflow._trajectory import RESULTS, Trajectory, concluded
-from bwflow._types import Loss, Params, Probe
+from bwflow._types import Factors, Loss, Params, Probe
 from bwflow.diagnostics import Point, bound_probe, checked_start, recorded, standard
-from bwflow.factors import Deep
+from bwflow.factors import Covariance, Deep, EndToEnd, end_to_end, widths
+from bwflow.linalg import full_precision
 from bwflow.until import Criterion, check_until
+
+Coordinates: TypeAlias = Literal["factors", "end_to_end", "covariance"]
 
 
 def gradient_flow(
@@ -28,6 +33,8 @@ def gradient_flow(
     rtol: ArrayLike,
     atol: ArrayLike,
     factorization: Any = Deep(),  # noqa: B008 (immutable)
+    coordinates: Coordinates = "factors",
+    depth: ArrayLike | None = None,
     probe: Probe = standard,
     until: Criterion | None = None,
     norm: Any = optx.max_norm,
@@ -57,6 +64,14 @@ def gradient_flow(
         Tolerances of the step-size control.
     factorization
         How parameters become the end-to-end matrix.
+    coordinates
+        `"factors"` moves the layers. For balanced ones, `"end_to_end"` moves their product `W` and
+        `"covariance"` `W W^T`, at the cost of one layer whatever the depth: shorthands for the
+        factorizations `bwflow.factors.EndToEnd` and `Covariance`. Final parameters and the norm of
+        the gradient are then those of these coordinates.
+    depth
+        In other coordinates, for a start that is given by its end-to-end matrix: the number of
+        layers `N`, which may be any real number of at least 1, and traced.
     probe
         What to record: `bwflow.diagnostics.record(...)` or a function of `(loss, params)`.
     until
@@ -85,7 +100,8 @@ def gradient_flow(
     ValueError
         If `times` are not at least two increasing numbers, a tolerance, a step or a count is not
         positive, the solver needs a `dt0`, the parameters are not finite arrays that fit together
-        and to the loss, or another argument is not of its kind.
+        and to the loss, coordinates other than `"factors"` get layers that are not balanced, a
+        matrix without a depth or another factorization, or an argument is not of its kind.
     RuntimeError
         If the solve fails and `throw` is true.
 
@@ -110,6 +126,14 @@ def gradient_flow(
     >>> bool(jnp.allclose(run.factors[0], (2 - jnp.exp(-2.0)) * jnp.eye(2), atol=1e-3))
     True
     """
+    _checks.choice("coordinates", coordinates, get_args(Coordinates))
+    if coordinates != "factors":
+        params, factorization = _in_coordinates(coordinates, params, depth, factorization)
+    elif depth is not None:
+        raise ValueError(
+            "depth must be left out with coordinates='factors', where it is the number of layers; "
+            f"got {_checks.shown(depth)}."
+        )
     params = checked_start(loss, params, factorization, probe)
     _check_parts(solver, adjoint, progress_meter)
     _checks.function("norm", norm, "the parameters' errors")
@@ -127,6 +151,7 @@ def gradient_flow(
         raise ValueError(
             f"dt0 must be given: {type(solver).__name__} has no error estimate to choose steps by."
         )
+    factorization = _checks.traced_numbers(factorization, dtype)
     trajectory = _solve(
         _checks.traced_numbers(loss, dtype),
         params,
@@ -144,6 +169,54 @@ def gradient_flow(
         progress_meter,
     )
     return concluded(trajectory, throw)
+
+
+def _in_coordinates(
+    coordinates: Coordinates, params: Any, depth: ArrayLike | None, factorization: Any
+) -> tuple[Array, EndToEnd | Covariance]:
+    """A balanced start as its end-to-end matrix or its covariance, with their factorization."""
+    if not isinstance(factorization, Deep):
+        raise ValueError(
+            f"factorization must be left out with coordinates={coordinates!r}; "
+            f"got {_checks.shown(factorization)}."
+        )
+    layered = isinstance(params, (tuple, list))
+    if layered == (depth is not None):
+        given, expected = ("layers", "left out") if layered else ("a matrix", "given")
+        raise ValueError(
+            f"depth must be {expected} for a start in {given}; got {_checks.shown(depth)}."
+        )
+    N = len(params) if depth is None else _checks.scalar("depth", depth, float, minimum=1.0)
+    if layered:
+        layers = tuple(_checks.parameters("params", params))
+        rank = min(widths(layers))
+        _check_balanced(coordinates, layers)
+        W = end_to_end(layers)
+    else:
+        W = _checks.real_array("params", params, ndim=2)
+        rank = min(W.shape)
+    if _checks.is_concrete(W):
+        # Cut as the balanced initialisers do; the flow keeps what is left.
+        s = np.linalg.svd(np.asarray(W), compute_uv=False)
+        rank = max(1, min(rank, int(np.sum(s > max(W.shape) * np.finfo(s.dtype).eps * s[0]))))
+    if coordinates == "end_to_end":
+        return W, EndToEnd(N, rank)
+    with full_precision:
+        return W @ W.T, Covariance(N, min(rank, W.shape[0]))
+
+
+def _check_balanced(coordinates: Coordinates, layers: Factors) -> None:
+    if not all(_checks.is_concrete(W) for W in layers):
+        return
+    arrays = [np.asarray(W, np.float64) for W in layers]
+    found = max((np.max(np.abs(V.T @ V - W @ W.T)) for W, V in pairwise(arrays)), default=0.0)
+    size = max(np.max(np.abs(W)) for W in arrays)
+    if not found <= np.sqrt(np.finfo(layers[0].dtype).eps) * size**2:
+        raise ValueError(
+            f"params must be balanced layers for coordinates={coordinates!r}; an entry of "
+            f"W_(j+1)^T W_(j+1) - W_j W_j^T is {found:.2g}. bwflow.initializers.rebalanced "
+            "and split_evenly make balanced ones."
+        )
 
 
 def _check_parts(solver: Any, adjoint: Any, progress_meter: Any) -> None:

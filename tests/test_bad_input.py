@@ -755,6 +755,51 @@ row(
 )
 row("gradient_flow", "norm", lambda: run(norm=2), "norm must be a function of .*; got 2")
 
+AT_LEAST_ONE = {"below one": (0.5, r"{name} must be at least 1.0; got 0.5")}
+rows(
+    {
+        ("EndToEnd", "depth"): factors.EndToEnd,
+        ("Covariance", "depth"): factors.Covariance,
+        ("gradient_flow", "depth"): lambda x: run(params=EYE, coordinates="covariance", depth=x),
+    },
+    {case: NOT_A_NUMBER[case] for case in ("NaN", "infinite", "text")} | AT_LEAST_ONE,
+)
+rows(
+    {
+        ("EndToEnd", "rank"): lambda x: factors.EndToEnd(2, rank=x),
+        ("Covariance", "rank"): lambda x: factors.Covariance(2, rank=x),
+    },
+    NOT_A_COUNT,
+)
+row(
+    "gradient_flow",
+    "rank above the sides",
+    lambda: run(params=EYE, factorization=factors.EndToEnd(2, rank=3)),
+    "rank must be at most 2 for this start; got 3",
+)
+for case, change, message in (
+    ("coordinates", {"coordinates": "layers"}, "coordinates must be one of factors, .*'layers'"),
+    ("depth of layers", {"coordinates": "covariance", "depth": 2}, "depth must be left out.*got 2"),
+    ("depth of factors", {"depth": 2}, "depth must be left out with coordinates='factors'.*got 2"),
+    ("no depth", {"params": EYE, "coordinates": "end_to_end"}, "depth must be given.*got None"),
+    (
+        "factorization in coordinates",
+        {"coordinates": "end_to_end", "factorization": factors.EndToEnd(2)},
+        "factorization must be left out with coordinates='end_to_end'; got EndToEnd",
+    ),
+    (
+        "not balanced",
+        {"params": (EYE, 2 * EYE), "coordinates": "end_to_end"},
+        r"params must be balanced layers.*W_\(j\+1\)\^T.* is 3\..*rebalanced",
+    ),
+    (
+        "not finite",
+        {"params": (EYE, np.nan * EYE), "coordinates": "end_to_end"},
+        r"params\[1\] must be finite",
+    ),
+):
+    row("gradient_flow", case, lambda change=change: run(**change), message)
+
 # --- sweeps --------------------------------------------------------------------------------------
 
 

@@ -52,6 +52,14 @@ TABLE = {
         (W,),
     ),
     "frobenius_flow": (lambda W: bw.theory.frobenius_flow(W, S, 0.2), (W,)),
+    "EndToEnd": (
+        lambda W, G, N: bw.factors.EndToEnd(N).pullback(W, G),
+        (W, gaussian_factors(2, (4, 3))[0], array(2.5)),
+    ),
+    "Covariance": (
+        lambda S, G, N: bw.factors.Covariance(N).pullback(S, G),
+        (S, gaussian_factors(2, (3, 3))[0] @ TARGET.factor.T, array(2.5)),
+    ),
     "linear_flow": (lambda W: bw.theory.linear_flow(W, TARGET.factor, 0.2), (W,)),
 }
 
@@ -123,6 +131,8 @@ def test_single_precision_stays_single(name):
         "Target.from_samples",
         "sampling_error",
         "sample",
+        "EndToEnd",
+        "Covariance",
     ):
         pytest.skip("closes over a target in the precision of the run")
     single = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
