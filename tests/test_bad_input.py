@@ -27,6 +27,8 @@ from bwflow import (
     until,
 )
 
+pytestmark = pytest.mark.once
+
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY)
 TARGET = random_target(0, 2)

@@ -19,6 +19,8 @@ from commands import PRECISION, SPEC, enter, refusal, state
 from bwflow import _names, cli, plan, store, study
 from bwflow.experiment import DescentSpec, Experiment, FlowSpec, NetworkSpec, TargetSpec
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch, as_installed):
@@ -260,7 +262,6 @@ ESTIMATED = {
 }
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("dynamics", ["flow", "descent"])
 @pytest.mark.parametrize("case", ESTIMATED)
 def test_a_plan_is_right_about_memory(case, dynamics, monkeypatch):

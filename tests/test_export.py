@@ -15,6 +15,8 @@ import bwflow as bw
 from bwflow import export, store
 from bwflow._units import Grid
 
+pytestmark = pytest.mark.once
+
 AXES = ["dynamics", "depth", "bottleneck", "tau", "seed"]
 SINGLE = ["hit", "num_accepted", "num_rejected", "num_steps", "reason", "success"]
 WRITERS = {"netcdf": export.to_netcdf, "parquet": export.to_parquet}

@@ -13,6 +13,8 @@ from bwflow import _compute, progress, study
 from bwflow._process import in_precision
 from bwflow._trajectory import OUTCOMES
 
+pytestmark = pytest.mark.once
+
 FACTORS = {"nonfinite": by_precision(1e200, 1e30), "overshot": 40.0}
 """Of starts that are not finite, and of those from which the first step leads to such a point."""
 STIFF = 30.0

@@ -17,6 +17,8 @@ from studies import PRECISION, arrays, assert_same, contents, copied, small
 import bwflow as bw
 from bwflow import _units
 
+pytestmark = pytest.mark.once
+
 OTHER = {"float64": "float32", "float32": "float64"}[PRECISION]
 LAYERED = ("loss", "gap", "imbalance")
 
@@ -251,7 +253,6 @@ def test_dynamics_are_added(stores, tmp_path):
     records_grew(store, asked, tmp_path)
 
 
-@pytest.mark.once
 def test_records_of_every_quantity_can_be_filled_up_with_nan(tmp_path):
     store = studies.begun(small(probe=tuple(bw.diagnostics.QUANTITIES)), tmp_path / "store")
     found = arrays(store)
@@ -318,7 +319,6 @@ def interrupted_at(count, store):
             yield
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("before", "more", "computed", "by"),
     [
