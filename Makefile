@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: demo demo-full test test-slow test-float32 soak lint docs-tests benchmarks constraints clean
+.PHONY: demo demo-full test test-slow test-float32 soak lint docs-tests notebooks benchmarks constraints clean
 
 demo: $(VENV)/.demo  ## the main job on handwritten digits; OPTIONS="--seeds 128" changes the spec
 	$(BIN)/bwflow demo $(OPTIONS)
@@ -27,11 +27,13 @@ test-slow: $(VENV)/.test  ## whole processes: the demo, notebooks, benchmarks at
 
 soak: SHELL := bash
 soak: .SHELLFLAGS := -o pipefail -c
-soak: $(VENV)/.test  ## processes killed 30 times in each way; the log goes to docs/soak.txt
+soak: $(VENV)/.test  ## processes killed 30 times in each way, many drawn examples; docs/soak.txt
 	BWFLOW_KILLS=30 $(PYTEST) -m slow tests/test_kills.py -s -q | tee docs/soak.txt
+	BWFLOW_EXAMPLES=2000 JAX_ENABLE_X64=1 $(PYTEST) -q tests/test_statements.py
+	BWFLOW_EXAMPLES=5000 JAX_ENABLE_X64=1 $(PYTEST) -q -m slow tests/test_drawn_input.py
 
 docs-tests: $(VENV)/.test  ## the examples in docstrings and README
-	JAX_ENABLE_X64=1 $(PYTEST) --doctest-modules bwflow --doctest-glob=README.md README.md
+	JAX_ENABLE_X64=1 $(PYTEST) $(WORKERS) --doctest-modules bwflow --doctest-glob=README.md README.md
 
 lint: $(VENV)/.lint  ## style, formatting, types, import contract
 	$(BIN)/ruff check .
@@ -39,10 +41,13 @@ lint: $(VENV)/.lint  ## style, formatting, types, import contract
 	$(BIN)/basedpyright --level error
 	$(BIN)/lint-imports
 
+notebooks: $(VENV)/.docs  ## runs notebooks at full size and writes docs/notebooks; ONLY="05 07": some
+	$(BIN)/python docs/render.py $(ONLY)
+
 benchmarks: $(VENV)/.test  ## every benchmark at full size; results under results/
 	set -e; for file in benchmarks/[A-Z]*.py; do $(BIN)/python $$file; done
 
-constraints: $(VENV)/.test $(VENV)/.lint  ## record the versions in .venv as the tested ones
+constraints: $(VENV)/.test $(VENV)/.lint $(VENV)/.docs  ## record the versions in .venv as the tested ones
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools > constraints.txt
 
 clean:
@@ -58,7 +63,11 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.pip pyproject.toml constraints.txt
-	$(PIP) install $(CONSTRAINTS) -e '.[demo,dask,export]' --group test
+	$(PIP) install $(CONSTRAINTS) -e '.[demo,data,dask,export]' --group test
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.pip pyproject.toml constraints.txt
+	$(PIP) install $(CONSTRAINTS) -e '.[demo,data]' --group docs
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.pip pyproject.toml constraints.txt

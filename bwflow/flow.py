@@ -339,7 +339,10 @@ def _event(until: Criterion, threshold: Array, factorization: Any, times: Array)
         # Diffrax compares the value with a zero of the default precision.
         return until.excess(Point(args, y, factorization), threshold).astype(jnp.result_type(float))
 
-    return diffrax.Event(excess, optx.Bisection(_event_tolerance(times), _event_tolerance(times)))
+    tolerance = _event_tolerance(times)
+    # In runs of a batch that meet no event diffrax looks for the end of a step, which is at the end
+    # of the bracket; told which side is positive, bisection does not refuse that.
+    return diffrax.Event(excess, optx.Bisection(tolerance, tolerance, flip=True))
 
 
 def _event_tolerance(times: Array) -> float:

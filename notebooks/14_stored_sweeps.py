@@ -59,7 +59,8 @@ store = bw.stored.create(spec, Path(tempfile.mkdtemp()) / "study")
 
 # %%
 bw.jobs.work(store, part=1, parts=2, progress=False)
-print(bw.progress.describe(bw.progress.status(store)))
+status = bw.progress.status(store)  # bwflow status STORE prints more of it
+print(f"{status.done} of {status.runs} runs are done")
 halfway = bw.store.open(store)
 halfway["done"].sum("seed").squeeze()
 

@@ -60,6 +60,33 @@ TABLE = {
         lambda S, G, N: bw.factors.Covariance(N).pullback(S, G),
         (S, gaussian_factors(2, (3, 3))[0] @ TARGET.factor.T, array(2.5)),
     ),
+    "curvatures": (
+        lambda W, tau: (
+            bw.landscape.hessian_spectrum(bw.losses.BuresWasserstein(TARGET, tau), (W,)),
+            bw.landscape.minimizer_spectrum(TARGET, 2, depth=2, tau=tau),
+        ),
+        (W, array(0.1)),
+    ),
+    "bounds": (
+        lambda L0, tau, N: (
+            bw.theory.trace_bound(TARGET, L0),
+            bw.theory.published_rate(TARGET, L0, depth=N, tau=tau),
+            bw.theory.sharp_rate(TARGET, L0, depth=N, tau=tau),
+            bw.theory.sharp_rate(TARGET, L0, depth=N, tau=tau, loss="frobenius"),
+            bw.theory.saddle_value(TARGET, 2, tau=tau),
+            bw.theory.late_rate(TARGET, 2, depth=2, tau=tau),
+        ),
+        (array(0.01), array(0.02), array(2.5)),
+    ),
+    "step sizes": (
+        lambda L0, tau, N: (
+            *bw.theory.published_step_sizes(TARGET, L0, depth=N),
+            bw.theory.practical_step_size(TARGET, L0, depth=N),
+            bw.theory.stability_limit(TARGET, 2, depth=2, tau=tau),
+            bw.theory.descent_factor(L0, bw.theory.margin(TARGET, L0, tau=tau), depth=N, tau=tau),
+        ),
+        (array(0.01), array(0.02), array(2.5)),
+    ),
     "linear_flow": (lambda W: bw.theory.linear_flow(W, TARGET.factor, 0.2), (W,)),
 }
 

@@ -1,5 +1,9 @@
 """Stopping criteria: when they hold, and what a run keeps of that."""
 
+import os
+import subprocess
+import sys
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -203,3 +207,28 @@ def test_a_gap_is_refused_where_the_minimum_is_unknown():
     for method in (flow, descend):
         with pytest.raises(ValueError, match="loss must offer `minimum`"):
             method(until.gap(1e-2), loss=plain)
+
+
+MIXED = """
+import jax, jax.numpy as jnp, bwflow as bw
+loss = bw.losses.BuresWasserstein(bw.Target(jnp.diag(jnp.array([1.0, 0.25]))), 0.0)
+def hit(scale):
+    return bw.gradient_flow(
+        loss, (scale * jnp.eye(2),), times=[0.0, 3.5], rtol=1e-3, atol=1e-5,
+        until=bw.until.gap(1e-3, absolute=True)).hit
+print(jax.vmap(hit)(jnp.array([0.9, 30.0])).tolist())
+"""
+
+
+@pytest.mark.once
+def test_flows_that_arrive_may_run_beside_others_that_do_not_as_installed():
+    """Where errors inside solvers are raised, as they are unless a variable says otherwise."""
+    environment = {name: x for name, x in os.environ.items() if name != "EQX_ON_ERROR"}
+    done = subprocess.run(
+        [sys.executable, "-c", MIXED], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = map(float, done.stdout.strip("[]\n").split(","))
+    # The loss is the sum of squared distances to the roots of the eigenvalues, times e^{-4t}.
+    assert abs(first - np.log((0.1**2 + 0.4**2) / 1e-3) / 4) < 1e-2
+    assert second == np.inf

@@ -1,0 +1,277 @@
+"""What is stated of flows and descents, on drawn targets, starts and smoothings.
+
+Every statement is evaluated by formulas of this file in numpy. `BWFLOW_EXAMPLES` is the number of
+examples in all, about 200 by default.
+"""
+
+import os
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+import bwflow as bw
+
+pytestmark = pytest.mark.float64
+
+SHAPES = (
+    (3, 3),
+    (4, 2),
+    (1, 3),
+    (2, 2, 2),
+    (3, 1, 3),
+    (2, 4, 2),
+    (2, 3, 2, 2),
+    (1, 1, 1, 1, 1),
+)
+PAIRS = 2 * len(SHAPES) + 3  # of a test and a shape
+EXAMPLES = -(-int(os.environ.get("BWFLOW_EXAMPLES", "200")) // PAIRS)
+TIMES = np.array([0.0, 0.05, 0.2, 0.5, 1.0])
+EPS = np.finfo(float).eps
+# Of a solve with rtol = 1e-10: a global error is the local one times the growth of differences.
+SOLVED = 1e-7
+
+by_shape = pytest.mark.parametrize("widths", SHAPES, ids=str)
+drawn = settings(
+    max_examples=EXAMPLES,
+    derandomize="BWFLOW_EXAMPLES" not in os.environ,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def probe(loss, params):
+    W = bw.end_to_end(params)
+    layers = {f"layer_{j}": layer for j, layer in enumerate(params)}
+    return layers | {"loss": loss(W), "gradient": jax.grad(loss)(W)}
+
+
+def bound(B, tau):
+    return bw.losses.BuresWasserstein(bw.Target.from_factor(B), tau)
+
+
+@jax.jit
+@jax.vmap
+def flow(layers, B, tau, times):
+    run = bw.gradient_flow(
+        bound(B, tau), layers, times=times, rtol=1e-10, atol=1e-12, probe=probe, throw=False
+    )
+    return run.probes, run.outcome
+
+
+@jax.jit
+def descend(layers, B, tau, eta):
+    run = bw.gradient_descent(
+        bound(B, tau), layers, optax.sgd(eta), num_steps=20, probe=probe, throw=False
+    )
+    return run.probes
+
+
+@jax.jit
+def point(W, D, B, tau):
+    loss = bound(B, tau)
+    gradient, bent = jax.jvp(jax.grad(loss), (W,), (D,))
+    return loss(W), gradient, jnp.sum(D * bent)
+
+
+def numpy_loss(W, B, tau):
+    A = np.hstack([W, np.sqrt(tau) * np.eye(len(W))])
+    s = np.linalg.svd(B.T @ A, compute_uv=False)
+    return np.sum(A**2) + np.sum(B**2) - 2 * np.sum(s)
+
+
+def size(W, B, tau):
+    return np.sum(W**2) + np.sum(B**2) + len(W) * tau
+
+
+def product(layers):
+    return np.linalg.multi_dot(layers[::-1]) if len(layers) > 1 else layers[0]
+
+
+def orthogonal(rng, n):
+    return np.linalg.qr(rng.normal(size=(n, n)))[0]
+
+
+def drawn_problem(data, widths, *, near=False):
+    """A factor of a target, layers and a smoothing; `near` keeps a full rank within the margin."""
+    draw = data.draw
+    n, p, r = widths[-1], widths[0], min(widths)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    values = st.sampled_from([0.25, 1.0, 2.0, 4.0])
+    lam = np.array(draw(st.lists(values, min_size=n, max_size=n)))
+    lam = np.sort(lam)[::-1]
+    Q = orthogonal(rng, n)
+    B = Q * np.sqrt(lam)[None, :]
+    tau = draw(st.sampled_from([0.0, *lam]) | st.floats(-4, 1).map(lambda x: 10.0**x))
+    balanced = draw(st.booleans())
+    radius = draw(st.floats(0.05, 0.9))
+    if near:
+        tau = draw(st.sampled_from([0.0]) | st.floats(1e-3, 0.9)) * lam[-1]
+        root = np.sqrt(np.maximum(lam[:r] - tau, 0.0))
+        D = rng.normal(size=(n, r))
+        D *= radius * np.sqrt(lam[-1]) / np.linalg.norm(D)
+        W = (Q[:, :r] * root[None, :] + D) @ orthogonal(rng, p)[:r]
+    else:
+        W = rng.normal(size=(n, p)) * draw(st.sampled_from([0.1, 1.0, 2.0]))
+    layers = tuple(np.asarray(W) for W in bw.initializers.split_evenly(jnp.asarray(W), widths))
+    if not (balanced or near):
+        layers = tuple(rng.normal(size=(b, a)) * a**-0.5 for a, b in pairwise(widths))
+    note(f"widths={widths} tau={tau!r} lam={lam.tolist()} near={near}")
+    note(f"B={B.tolist()!r} layers={[W.tolist() for W in layers]!r}")
+    return lam, B, layers, tau, rng
+
+
+def solved(problem, times=TIMES):
+    """The run, the same in other gauges, rotated, and of a target four times as large."""
+    _, B, layers, tau, rng = problem
+    N, s = len(layers), 4.0
+    O, Q = orthogonal(rng, layers[0].shape[1]), orthogonal(rng, len(B))
+    turned = [layers[0] @ O, *layers[1:]]
+    for j in range(N - 1):
+        inner = orthogonal(rng, len(turned[j]))
+        turned[j], turned[j + 1] = inner @ turned[j], turned[j + 1] @ inner.T
+    rotated = [*layers[:-1], Q @ layers[-1]]
+    scaled = [s ** (1 / (2 * N)) * W for W in layers]
+    starts = [layers, turned, rotated, scaled]
+    batch = tuple(jnp.asarray(np.stack(same)) for same in zip(*starts, strict=True))
+    targets = np.stack([B, B, Q @ B, np.sqrt(s) * B])
+    taus = np.array([tau, tau, tau, s * tau])
+    clocks = np.stack([times, times, times, times * s ** ((1 - N) / N)])
+    probes, outcome = flow(batch, targets, taus, clocks)
+    return jax.tree.map(np.asarray, probes), np.asarray(outcome), O, Q, s
+
+
+def saved_layers(probes, N, run):
+    return [[probes[f"layer_{j}"][run, i] for j in range(N)] for i in range(len(TIMES))]
+
+
+def margins(problem):
+    lam, B, layers, tau, _ = problem
+    L0 = max(numpy_loss(product(layers), B, tau), 0.0)
+    c = np.sqrt(lam[-1]) - np.sqrt(L0)
+    return L0, c, np.sqrt(c**2 - tau) if c > np.sqrt(tau) else 0.0
+
+
+@by_shape
+def test_flows(widths):
+    @drawn
+    @given(st.data())
+    def check(data):
+        near = min(widths) == widths[-1] and data.draw(st.booleans())
+        problem = drawn_problem(data, widths, near=near)
+        lam, B, layers, tau, _ = problem
+        probes, outcome, O, Q, s = solved(problem)
+        assert np.all(outcome == 0), outcome
+        N = len(layers)
+        states = saved_layers(probes, N, 0)
+        Ws = np.stack([product(state) for state in states])
+        L0, _c, margin = margins(problem)
+        scale = size(Ws[0], B, tau)
+        losses = np.array([numpy_loss(W, B, tau) for W in Ws])
+        assert np.max(np.abs(losses - probes["loss"][0])) <= 100 * EPS * 2 * scale
+        for a, b in pairwise(losses):  # decrease
+            assert b <= a + SOLVED * scale
+        for state in states:  # imbalance
+            for j in range(N - 1):
+                then = state[j + 1].T @ state[j + 1] - state[j] @ state[j].T
+                start = layers[j + 1].T @ layers[j + 1] - layers[j] @ layers[j].T
+                assert np.max(np.abs(then - start)) <= SOLVED * (1 + np.max(np.abs(start)))
+        gradients = probes["gradient"][0]
+        for W, L, G in zip(Ws, losses, gradients, strict=True):  # trace bound, PL inequality
+            assert np.sum(W**2) + len(W) * tau <= 2 * (L0 + np.sum(lam)) * (1 + SOLVED)
+            sigma = np.linalg.svd(W, compute_uv=False)
+            if len(sigma) == len(W) and sigma[-1] > 1e-6:
+                mu = 4 * sigma[-1] ** 2 / (sigma[-1] ** 2 + tau)
+                assert np.sum(G**2) >= mu * L - 1000 * EPS * scale
+        if margin > 0 and min(widths) == len(B):
+            least = np.linalg.svd(Ws, compute_uv=False)[:, -1]
+            assert np.all(least >= margin - SOLVED)
+            if near:
+                K = np.sqrt(tau * lam[-1]) / (2 * (2 * (L0 + np.sum(lam))) ** 2)
+                sharp = 4 * N * margin ** (2 * (N - 1) / N) * margin**2 / (margin**2 + tau)
+                published = 8 * N * margin ** (2 * (2 * N - 1) / N) * K
+                for rate in (sharp, published):
+                    assert np.all(losses <= L0 * np.exp(-rate * TIMES) + SOLVED * scale)
+        # Symmetries.
+        for run, expected in ((1, Ws @ O), (2, Q @ Ws), (3, np.sqrt(s) * Ws)):
+            found = np.stack([product(state) for state in saved_layers(probes, N, run)])
+            assert np.max(np.abs(found - expected)) <= SOLVED * np.sqrt(s * scale)
+        assert np.max(np.abs(probes["loss"][3] - s * losses)) <= SOLVED * s * scale
+        if N == 1 and tau == 0 and widths[0] >= len(B):  # the geodesic
+            U, _, Vt = np.linalg.svd(B.T @ Ws[0], full_matrices=False)
+            end, left = B @ U @ Vt, np.exp(-2 * TIMES)
+            path = end + left[:, None, None] * (Ws[0] - end)
+            assert np.max(np.abs(Ws - path)) <= SOLVED * np.sqrt(scale)
+            assert np.max(np.abs(losses - L0 * left**2)) <= SOLVED * scale
+
+    check()
+
+
+@by_shape
+def test_descents(widths):
+    @drawn
+    @given(st.data())
+    def check(data):
+        problem = drawn_problem(data, widths)
+        lam, B, layers, tau, _ = problem
+        N, (L0, _, _) = len(layers), margins(problem)
+        balanced = all(
+            np.allclose(b.T @ b, a @ a.T, rtol=0, atol=1e-10) for a, b in pairwise(layers)
+        )
+        h = data.draw(st.floats(0.05, 0.5))
+        eta = h / (N * (np.sqrt(lam[0]) + np.sqrt(L0)) ** (2 * (N - 1) / N))
+        run = jax.tree.map(np.asarray, descend(layers, B, tau, eta))
+        losses, scale = run["loss"], size(product(layers), B, tau)
+        if balanced:
+            assert np.all(np.diff(losses) <= 1000 * EPS * scale)
+        if N == 1:
+            G = np.sum(run["gradient"] ** 2, axis=(1, 2))[:-1]
+            assert np.all(np.diff(losses) <= -eta * (1 - eta) * G + 1000 * EPS * scale)
+        for k in range(20):
+            old = [run[f"layer_{j}"][k] for j in range(N)]
+            new = [run[f"layer_{j}"][k + 1] for j in range(N)]
+            steps = [(a - b) / eta for a, b in zip(old, new, strict=True)]
+            for j in range(N - 1):
+                before = old[j + 1].T @ old[j + 1] - old[j] @ old[j].T
+                after = new[j + 1].T @ new[j + 1] - new[j] @ new[j].T
+                change = eta**2 * (steps[j + 1].T @ steps[j + 1] - steps[j] @ steps[j].T)
+                biggest = max(np.sum(W**2) for W in (*old, *new))
+                assert np.max(np.abs(after - before - change)) <= 1000 * EPS * biggest
+
+    check()
+
+
+@pytest.mark.parametrize("widths", SHAPES[:3], ids=str)
+def test_points(widths):
+    @drawn
+    @given(st.data())
+    def check(data):
+        lam, B, (W,), tau, rng = drawn_problem(data, widths)
+        n, p = W.shape
+        kept = data.draw(st.integers(0, min(n, p)))  # kinks, where tau = 0
+        U, sv, Vt = np.linalg.svd(W, full_matrices=False)
+        W = (U * np.where(np.arange(len(sv)) < kept, sv, 0.0)[None, :]) @ Vt
+        D = rng.normal(size=W.shape) * 10.0 ** data.draw(st.floats(-3, 1))
+        note(f"W={W.tolist()!r} D={D.tolist()!r}")
+        L, G, bent = map(np.asarray, point(W, D, B, tau))
+        scale = size(W, B, tau) + np.sum(D**2)
+        if tau > 0 or kept == min(n, p):  # no eigenvalue of the Hessian is above 2
+            assert bent <= 2 * np.sum(D**2) + 1e-7 * abs(bent)
+        assert abs(L - numpy_loss(W, B, tau)) <= 100 * EPS * scale
+        if data.draw(st.booleans()):
+            D = -W  # ends of no rank at all
+        upper = L + np.sum(G * D) + np.sum(D**2)
+        assert numpy_loss(W + D, B, tau) <= upper + 1000 * EPS * scale
+        sigma = np.zeros(n)
+        sigma[: min(n, p)] = np.linalg.svd(W, compute_uv=False)
+        lowest = np.sum((np.sqrt(sigma**2 + tau) - np.sqrt(lam)) ** 2)
+        assert lowest - 1000 * EPS * scale <= L
+
+    check()
