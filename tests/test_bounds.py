@@ -206,7 +206,7 @@ def test_late_rate_is_the_slope_of_the_gap():
         for depth, rank, tau in ((1, 2, 0.1), (2, 4, 0.0), (3, 2, 0.1), (2, 3, 0.05)):
             W = np.zeros((4, rank))
             W[:rank] = np.diag(np.sqrt(lam[:rank] - tau))
-            W += 0.03 * rng.normal(size=W.shape)
+            W += 0.02 * rng.choice([-1.0, 1.0], size=W.shape)  # no mode is left out
             target = diagonal(lam)
             rate = float(theory.late_rate(target, rank, depth=depth, tau=tau, loss=kind))
             times = np.concatenate([[0.0], np.linspace(12.0, 15.0, 20) / rate])
@@ -309,7 +309,10 @@ def test_saddle_of_low_rank_has_a_published_rate():
     assert_close(margin, 0.5, TIGHT)
     rate = theory.published_rate(target, L0, depth=2, tau=tau, margin=margin)
     assert_close(rate, 2.4e-3, 5e-5)
-    assert theory.margin(target, L0, tau=tau, rank=1) == 0
+    # What is true: sigma_1 has a margin, but sigma_2, by which the loss would fall, has none.
+    assert 0 < theory.margin(target, L0, tau=tau, rank=1) < 0.75**0.5
+    assert theory.sharp_rate(target, L0, depth=2, tau=tau) == 0
+    assert_close(theory.saddle_value(target, 1, tau=tau), L0, TIGHT)
 
 
 @pytest.mark.float64
@@ -321,7 +324,7 @@ def test_margin_without_the_loss_is_no_bound():
     margin = max(float(theory.published_margin(target, losses[0])), 1.0)
     rate = float(theory.published_rate(target, losses[0], depth=depth, tau=tau, margin=margin))
     assert losses[1] / losses[0] > 0.9999998
-    assert np.exp(-rate * 20) < 1.0 - 0.5
+    assert abs(np.exp(-rate * 20) / 4.6e-9 - 1) < 0.02  # what it claimed to be left
 
 
 @pytest.mark.float64

@@ -95,6 +95,41 @@ def test_accelerator_programs_have_static_shapes_and_no_host_callbacks(dynamics,
     assert all("precision = [HIGHEST, HIGHEST]" in line for line in networks)
 
 
+def analysed(batch):
+    """Curvature, velocity of the product and a rate, of a batch."""
+
+    def analyse(W, tau, depth):
+        loss = bw.losses.BuresWasserstein(TARGET, tau)
+        value, G = jax.value_and_grad(loss)(W)
+        return (
+            bw.landscape.hessian_spectrum(loss, (W,)),
+            bw.factors.EndToEnd(depth).pullback(W, G),
+            bw.factors.Covariance(depth).pullback(W @ W.T, G),
+            bw.theory.sharp_rate(TARGET, value, depth=depth, tau=tau),
+        )
+
+    numbers = jnp.ones(batch)
+    return jax.jit(jax.vmap(analyse)).trace(jnp.ones((batch, 3, 3)), numbers, numbers)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_analyses_of_batches_lower_for_accelerators(platform):
+    if platform == "tpu" and jax.config.jax_enable_x64:
+        pytest.skip("TPUs compute in float32")
+    text, larger = (
+        analysed(batch).lower(lowering_platforms=(platform,)).as_text() for batch in (8, 16)
+    )
+    assert "callback" not in text
+    assert "tensor<?" not in text
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) == larger.count("stablehlo.dot_general") > 0
+    networks = [line for line in products if "8x3x3x" in line]
+    assert len(networks) > 10
+    # One line of the test's own, `W @ W.T`, asks for no precision.
+    default = [line for line in networks if "precision = [HIGHEST, HIGHEST]" not in line]
+    assert len(default) == 1
+
+
 def cost(function, *arguments):
     analysis = jax.jit(function).lower(*arguments).compile().cost_analysis()
     return (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
