@@ -190,6 +190,8 @@ def test_flows(widths):
             if len(sigma) == len(W) and sigma[-1] > 1e-6:
                 mu = 4 * sigma[-1] ** 2 / (sigma[-1] ** 2 + tau)
                 assert np.sum(G**2) >= mu * L - 1000 * EPS * scale
+        target, found = bw.Target.from_factor(jnp.asarray(B)), bw.theory.margin
+        assert abs(found(target, L0, tau=tau) ** 2 - margin**2) <= 1e-7 * np.sum(lam)
         if margin > 0 and min(widths) == len(B):
             least = np.linalg.svd(Ws, compute_uv=False)[:, -1]
             assert np.all(least >= margin - SOLVED)
@@ -197,7 +199,13 @@ def test_flows(widths):
                 K = np.sqrt(tau * lam[-1]) / (2 * (2 * (L0 + np.sum(lam))) ** 2)
                 sharp = 4 * N * margin ** (2 * (N - 1) / N) * margin**2 / (margin**2 + tau)
                 published = 8 * N * margin ** (2 * (2 * N - 1) / N) * K
-                for rate in (sharp, published):
+                c = found(target, L0, tau=tau)
+                for rate, known in (
+                    (sharp, bw.theory.sharp_rate(target, L0, depth=N, tau=tau)),
+                    (published, bw.theory.published_rate(target, L0, depth=N, tau=tau, margin=c)),
+                ):
+                    # The margin is a root of a difference, which loses half of the digits at most.
+                    assert abs(known - rate) <= 1e-6 * rate + 1e-6
                     assert np.all(losses <= L0 * np.exp(-rate * TIMES) + SOLVED * scale)
         # Symmetries.
         for run, expected in ((1, Ws @ O), (2, Q @ Ws), (3, np.sqrt(s) * Ws)):
@@ -219,9 +227,10 @@ def test_descents(widths):
     @drawn
     @given(st.data())
     def check(data):
-        problem = drawn_problem(data, widths)
+        near = min(widths) == widths[-1] and data.draw(st.booleans())
+        problem = drawn_problem(data, widths, near=near)
         lam, B, layers, tau, _ = problem
-        N, (L0, _, _) = len(layers), margins(problem)
+        N, (L0, _, margin) = len(layers), margins(problem)
         balanced = all(
             np.allclose(b.T @ b, a @ a.T, rtol=0, atol=1e-10) for a, b in pairwise(layers)
         )
@@ -234,6 +243,9 @@ def test_descents(widths):
         if N == 1:
             G = np.sum(run["gradient"] ** 2, axis=(1, 2))[:-1]
             assert np.all(np.diff(losses) <= -eta * (1 - eta) * G + 1000 * EPS * scale)
+            if near and margin > 0:
+                factor = 1 - 4 * eta * (1 - eta) * margin**2 / (margin**2 + tau)
+                assert np.all(losses[1:] <= factor * losses[:-1] + 1000 * EPS * scale)
         for k in range(20):
             old = [run[f"layer_{j}"][k] for j in range(N)]
             new = [run[f"layer_{j}"][k + 1] for j in range(N)]
