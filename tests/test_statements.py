@@ -96,7 +96,8 @@ def product(layers):
 
 
 def orthogonal(rng, n):
-    return np.linalg.qr(rng.normal(size=(n, n)))[0]
+    # Of two rows, LAPACK's are always reflections.
+    return np.linalg.qr(rng.normal(size=(n, n)))[0] * rng.choice([-1.0, 1.0], n)[None, :]
 
 
 def drawn_problem(data, widths, *, near=False):
