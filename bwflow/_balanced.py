@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from bwflow import _checks
-from bwflow.linalg import full_precision, symmetrize
+from bwflow.linalg import full_precision, positive_power, symmetrize
 
 
 class _Balanced(eqx.Module):
@@ -93,7 +93,7 @@ class EndToEnd(_Balanced):
         U, s, Vt = U[:, :r], s[:r], Vt[:r]
         left, right = U.T @ G, G @ Vt.T
         core = left @ Vt.T
-        lone = _power(s, 2 - 2 / N)
+        lone = positive_power(s, 2 - 2 / N)
         moved = U @ ((_multiplier(s**2, N) * core) @ Vt + lone[:, None] * (left - core @ Vt))
         moved += ((right - U @ core) * lone[None, :]) @ Vt
         outside = G - U @ left - (right - U @ core) @ Vt
@@ -145,7 +145,7 @@ class Covariance(_Balanced):
     def assemble(self, params: Float[Array, "n n"]) -> Float[Array, "n r"]:
         """A factor of the covariance with as many columns as its rank."""
         w, Q = self._eigenpairs(params)
-        return Q * _power(w, 0.5)[None, :]
+        return Q * positive_power(w, 0.5)[None, :]
 
     @full_precision
     def pullback(self, params: Float[Array, "n n"], G: Float[Array, "n r"]) -> Float[Array, "n n"]:
@@ -154,11 +154,11 @@ class Covariance(_Balanced):
         w, Q = self._eigenpairs(params)
         core = Q.T @ G
         # Entry (a, b) of 2 E, from the column of the larger eigenvalue: its root divides.
-        root = _power(w, 0.5)
+        root = positive_power(w, 0.5)
         E = jnp.triu(core.T / jnp.where(root > 0, root, 1)[:, None])
         E = E + jnp.triu(E, 1).T
         inside = Q @ (_multiplier(w, N, 2) * E) @ Q.T
-        across = ((G - Q @ core) * _power(w, 1.5 - 1 / N)[None, :]) @ Q.T
+        across = ((G - Q @ core) * positive_power(w, 1.5 - 1 / N)[None, :]) @ Q.T
         return inside + across + across.T
 
     def _eigenpairs(self, S: Array) -> tuple[Array, Array]:
@@ -166,12 +166,6 @@ class Covariance(_Balanced):
         r = self.bottleneck(S)
         w, Q = jnp.linalg.eigh(symmetrize(S))
         return jnp.maximum(w[::-1][:r], 0), Q[:, ::-1][:, :r]
-
-
-def _power(x: Array, exponent: ArrayLike) -> Array:
-    """`x^exponent`, 0 at 0 but for the zeroth power, with a slope of 0 there."""
-    at_zero = jnp.where(jnp.asarray(exponent, x.dtype) == 0, 1, 0).astype(x.dtype)
-    return jnp.where(x > 0, jnp.where(x > 0, x, 1) ** exponent, at_zero)
 
 
 def _multiplier(w: Array, N: Array, power: int = 1) -> Array:
@@ -185,4 +179,4 @@ def _multiplier(w: Array, N: Array, power: int = 1) -> Array:
     d = jnp.where(apart, jnp.log(jnp.where(apart, high, 2) / jnp.where(apart, low, 1)), 1)
     ratio = jnp.expm1(-power * d) / jnp.expm1(-d / N)
     ratio = jnp.where(apart, ratio, jnp.where(low > 0, power * N, 1))
-    return _power(high, power - 1 / N) * ratio
+    return positive_power(high, power - 1 / N) * ratio

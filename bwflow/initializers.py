@@ -24,7 +24,7 @@ from bwflow import _checks
 from bwflow._types import Factors, Initializer, Widths
 from bwflow.covariances import Target
 from bwflow.factors import end_to_end
-from bwflow.linalg import full_precision, range_mask
+from bwflow.linalg import full_precision, positive_power, range_mask
 
 _by_variance = partial(jax.nn.initializers.variance_scaling, in_axis=-1, out_axis=-2)
 
@@ -280,11 +280,16 @@ def near_target(target: Target, *, radius: ArrayLike = 0.5, tau: ArrayLike = 0.0
             )
         k = min(r, target.rank)
         lam = target.eigenvalues[:k]
-        root = _power(lam - jnp.asarray(tau, lam.dtype), 0.5).astype(dtype)
+        root = positive_power(lam - jnp.asarray(tau, lam.dtype), 0.5).astype(dtype)
         key_V, key_D = jax.random.split(key)
         V = jax.random.orthogonal(key_V, p, dtype=dtype, m=r)
         D = jax.random.normal(key_D, (n, r), dtype)
-        D = jnp.asarray(radius, dtype) * _power(lam[-1], 0.5).astype(dtype) / jnp.linalg.norm(D) * D
+        D = (
+            jnp.asarray(radius, dtype)
+            * positive_power(lam[-1], 0.5).astype(dtype)
+            / jnp.linalg.norm(D)
+            * D
+        )
         optimum = target.eigenvectors[:, :k].astype(dtype) * root[None, :]
         return split_evenly(end_to_end((V.T, D + jnp.pad(optimum, ((0, 0), (0, r - k))))), widths)
 
@@ -373,11 +378,6 @@ def _resplit(
     return initialize
 
 
-def _power(x: Array, exponent: float) -> Array:
-    """`(x)_+^exponent`, whose slope is taken as zero where the value is."""
-    return jnp.where(x > 0, jnp.where(x > 0, x, 1.0) ** exponent, 0.0)
-
-
 @partial(jax.jit, static_argnums=(3, 4))
 @full_precision
 def _split(W: Array, scale: ArrayLike, floor: ArrayLike, rank: int, widths: Widths) -> Factors:
@@ -389,7 +389,7 @@ def _split(W: Array, scale: ArrayLike, floor: ArrayLike, rank: int, widths: Widt
     depth = len(widths) - 1
     if depth == 1:
         return (U * s[None, :] @ Vt,)
-    a = _power(s, 1 / depth)
+    a = positive_power(s, 1 / depth)
     first = jnp.pad(a[:, None] * Vt, ((0, widths[1] - rank), (0, 0)))
     last = jnp.pad(U * a[None, :], ((0, 0), (0, widths[-2] - rank)))
     middle = [

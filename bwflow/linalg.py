@@ -8,7 +8,7 @@ equation is a `lax.custom_linear_solve`, which can be differentiated to any orde
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 # W W^T must not be rounded to TF32 or bfloat16: its small eigenvalues would be noise.
 full_precision = jax.default_matmul_precision("highest")
@@ -22,6 +22,12 @@ def symmetrize(X: Float[Array, "n n"]) -> Float[Array, "n n"]:
 def range_mask(s: Float[Array, " k"], size: int) -> Array:
     """Which of the magnitudes `s` are above `size * eps * max(s)`, the rounding of a rank cut."""
     return s > size * jnp.finfo(s.dtype).eps * jnp.max(s, initial=0.0)
+
+
+def positive_power(x: Array, exponent: ArrayLike) -> Array:
+    """`x^exponent` for `x > 0`; below, 0, or 1 for the zeroth power, with a slope of 0."""
+    at_zero = jnp.where(jnp.asarray(exponent, x.dtype) == 0, 1, 0).astype(x.dtype)
+    return jnp.where(x > 0, jnp.where(x > 0, x, 1) ** exponent, at_zero)
 
 
 @full_precision

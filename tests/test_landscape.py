@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import GOLDEN, assert_close, by_precision, golden_target
+from landscapes import SPECTRA, target_of
 from scipy.optimize import minimize
 
 import bwflow as bw
@@ -16,25 +17,10 @@ EPS = float(jnp.finfo(jax.dtypes.canonicalize_dtype(float)).eps)
 TOL = 100 * EPS
 CRITICAL = [case for case in GOLDEN["static"] if case["id"].startswith("critical_")]
 LOSSES = {"bures_wasserstein": bw.smoothed_bures, "frobenius": bw.frobenius}
-SPECTRA = {
-    "simple": (2.0, 1.0, 0.5, 0.25),
-    "repeated": (2.0, 1.0, 1.0, 0.5),
-    "rank two of four": (2.0, 0.5, 0.0, 0.0),
-}
 # Zero, below all, on one, between, on the largest, above all eigenvalues.
 TAUS = (0.0, 0.1, 0.5, 0.75, 2.0, 3.0)
 every_loss = pytest.mark.parametrize("loss", sorted(LOSSES))
 every_spectrum = pytest.mark.parametrize("spectrum", sorted(SPECTRA))
-
-
-def rotation(seed, n):
-    return np.linalg.qr(np.random.default_rng(seed).normal(size=(n, n)))[0]
-
-
-def target_of(spectrum):
-    lam = np.array(SPECTRA[spectrum])
-    root = rotation(0, lam.size) * np.sqrt(lam)
-    return bw.Target.from_factor(jnp.asarray(root[:, lam > 0], dtype=float))
 
 
 def critical_value(lam, J, tau, loss):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from bwflow import linalg
 from bwflow._minima import Discrepancy
 from bwflow.covariances import Target
 
@@ -82,8 +83,6 @@ def balance(x: Any, y: Any, N: int) -> Any:
 
 def positive_power(x: Any, exponent: float) -> Any:
     """`x^exponent` for `x >= 0`, with slope 0 where it is 0."""
-    if not isinstance(x, Array):
-        return np.asarray(x, float) ** exponent
-    if exponent == 0:
-        return jnp.ones_like(x)
-    return jnp.where(x > 0, jnp.where(x > 0, x, 1) ** exponent, 0)
+    if isinstance(x, Array):
+        return linalg.positive_power(x, exponent)
+    return np.asarray(x, float) ** exponent
