@@ -14,22 +14,24 @@ import optax
 import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
+from scipy.linalg import block_diag
 
 import bwflow as bw
 
 pytestmark = pytest.mark.float64
 
 SHAPES = (
-    (3, 3),
+    (4, 4),
     (4, 2),
     (1, 3),
     (2, 2, 2),
-    (3, 1, 3),
+    (3, 1, 4),
     (2, 4, 2),
     (2, 3, 2, 2),
     (1, 1, 1, 1, 1),
 )
-PAIRS = 2 * len(SHAPES) + 3  # of a test and a shape
+EVEN = tuple(widths for widths in SHAPES if not any(width % 2 for width in widths))
+PAIRS = 2 * len(SHAPES) + len(EVEN) + 3  # of a test and a shape
 EXAMPLES = -(-int(os.environ.get("BWFLOW_EXAMPLES", "200")) // PAIRS)
 TIMES = np.array([0.0, 0.05, 0.2, 0.5, 1.0])
 EPS = np.finfo(float).eps
@@ -95,6 +97,11 @@ def product(layers):
     return np.linalg.multi_dot(layers[::-1]) if len(layers) > 1 else layers[0]
 
 
+def power(S, exponent):
+    w, Q = np.linalg.eigh(S)
+    return (Q * np.maximum(w, 0.0) ** exponent) @ Q.T
+
+
 def orthogonal(rng, n):
     # Of two rows, LAPACK's are always reflections.
     return np.linalg.qr(rng.normal(size=(n, n)))[0] * rng.choice([-1.0, 1.0], n)[None, :]
@@ -102,12 +109,12 @@ def orthogonal(rng, n):
 
 def drawn_problem(data, widths, *, near=False):
     """A factor of a target, layers and a smoothing; `near` keeps a full rank within the margin."""
-    draw = data.draw
+    draw, N = data.draw, len(widths) - 1
     n, p, r = widths[-1], widths[0], min(widths)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    values = st.sampled_from([0.25, 1.0, 2.0, 4.0])
+    values = st.sampled_from([0.25, 1.0, 2.0, 4.0] + [0.0] * (not near))
     lam = np.array(draw(st.lists(values, min_size=n, max_size=n)))
-    lam = np.sort(lam)[::-1]
+    lam = np.sort(lam)[::-1] if np.any(lam) else np.eye(n)[0]
     Q = orthogonal(rng, n)
     B = Q * np.sqrt(lam)[None, :]
     tau = draw(st.sampled_from([0.0, *lam]) | st.floats(-4, 1).map(lambda x: 10.0**x))
@@ -124,6 +131,14 @@ def drawn_problem(data, widths, *, near=False):
     layers = tuple(np.asarray(W) for W in bw.initializers.split_evenly(jnp.asarray(W), widths))
     if not (balanced or near):
         layers = tuple(rng.normal(size=(b, a)) * a**-0.5 for a, b in pairwise(widths))
+    if N > 1 and not near:  # hidden units that are kept
+        kept = draw(st.integers(1, max(widths[1:-1])))
+        layers = tuple(
+            W
+            * (np.arange(len(W)) < (kept if j < N - 1 else n))[:, None]
+            * (np.arange(W.shape[1]) < (kept if j else p))[None, :]
+            for j, W in enumerate(layers)
+        )
     note(f"widths={widths} tau={tau!r} lam={lam.tolist()} near={near}")
     note(f"B={B.tolist()!r} layers={[W.tolist() for W in layers]!r}")
     return lam, B, layers, tau, rng
@@ -179,8 +194,11 @@ def test_flows(widths):
         assert np.max(np.abs(losses - probes["loss"][0])) <= 100 * EPS * 2 * scale
         for a, b in pairwise(losses):  # decrease
             assert b <= a + SOLVED * scale
-        for state in states:  # imbalance
+        for state in states:  # imbalance; a unit without weights gets none
             for j in range(N - 1):
+                unused = ~(np.any(layers[j], axis=1) | np.any(layers[j + 1], axis=0))
+                assert not np.any(state[j][unused])
+                assert not np.any(state[j + 1][:, unused])
                 then = state[j + 1].T @ state[j + 1] - state[j] @ state[j].T
                 start = layers[j + 1].T @ layers[j + 1] - layers[j] @ layers[j].T
                 assert np.max(np.abs(then - start)) <= SOLVED * (1 + np.max(np.abs(start)))
@@ -213,12 +231,53 @@ def test_flows(widths):
             found = np.stack([product(state) for state in saved_layers(probes, N, run)])
             assert np.max(np.abs(found - expected)) <= SOLVED * np.sqrt(s * scale)
         assert np.max(np.abs(probes["loss"][3] - s * losses)) <= SOLVED * s * scale
-        if N == 1 and tau == 0 and widths[0] >= len(B):  # the geodesic
-            U, _, Vt = np.linalg.svd(B.T @ Ws[0], full_matrices=False)
-            end, left = B @ U @ Vt, np.exp(-2 * TIMES)
-            path = end + left[:, None, None] * (Ws[0] - end)
-            assert np.max(np.abs(Ws - path)) <= SOLVED * np.sqrt(scale)
-            assert np.max(np.abs(losses - L0 * left**2)) <= SOLVED * scale
+        least = np.linalg.svd(Ws[0], compute_uv=False)[-1]
+        if N == 1 and tau == 0 and widths[0] >= len(B) and least > 0.05:
+            # The geodesic, from covariances.
+            first = Ws[0] @ Ws[0].T
+            root, inverse = power(first, 0.5), power(first, -0.5)
+            transport = inverse @ power(root @ B @ B.T @ root, 0.5) @ inverse
+            for W, t in zip(Ws, TIMES, strict=True):
+                moved = (np.exp(-2 * t) * np.eye(len(B)) - np.expm1(-2 * t) * transport) @ Ws[0]
+                assert np.max(np.abs(W - moved)) <= 10 * SOLVED * np.sqrt(scale)
+            assert np.max(np.abs(losses - L0 * np.exp(-4 * TIMES))) <= SOLVED * scale
+
+    check()
+
+
+@pytest.mark.parametrize("widths", EVEN, ids=str)
+def test_independent_blocks(widths):
+    """Blocks that are exchanged exchange their runs; one that is replaced changes no other run."""
+    half = tuple(width // 2 for width in widths)
+    N, n = len(widths) - 1, half[-1]
+
+    @drawn
+    @given(st.data())
+    def check(data):
+        blocks = [drawn_problem(data, half) for _ in range(3)]
+        tau = blocks[0][3]
+        orders = (0, 1), (1, 0), (0, 2)
+        batch = tuple(
+            jnp.asarray(np.stack([block_diag(blocks[a][2][j], blocks[b][2][j]) for a, b in orders]))
+            for j in range(N)
+        )
+        targets = np.stack([block_diag(blocks[a][1], blocks[b][1]) for a, b in orders])
+        probes, outcome = flow(batch, targets, np.full(3, tau), np.stack([TIMES] * 3))
+        probes = jax.tree.map(np.asarray, probes)
+        assert np.all(np.asarray(outcome) == 0)
+        runs = [
+            np.stack([product(state) for state in saved_layers(probes, N, i)]) for i in range(3)
+        ]
+        p = half[0]
+        scale = max(size(product(layers), B, tau) for _, B, layers, _, _ in blocks)
+        assert np.max(np.abs(runs[0][:, :n, p:])) <= SOLVED * np.sqrt(scale)
+        for other, where in ((1, slice(n, None)), (2, slice(None, n))):
+            across = slice(p, None) if other == 1 else slice(None, p)
+            gap = runs[0][:, :n, :p] - runs[other][:, where, across]
+            assert np.max(np.abs(gap)) <= SOLVED * np.sqrt(scale)
+        alone = [numpy_loss(product(layers), B, tau) for _, B, layers, _, _ in blocks]
+        expected = [alone[a] + alone[b] for a, b in orders]
+        assert np.max(np.abs(probes["loss"][:, 0] - expected)) <= 100 * EPS * 4 * scale
 
     check()
 
@@ -247,6 +306,15 @@ def test_descents(widths):
             if near and margin > 0:
                 factor = 1 - 4 * eta * (1 - eta) * margin**2 / (margin**2 + tau)
                 assert np.all(losses[1:] <= factor * losses[:-1] + 1000 * EPS * scale)
+        elif near and margin > 0:  # observed at published step sizes
+            M, c, trace = np.sqrt(2 * (L0 + np.sum(lam))), margin, np.sum(lam)
+            D = 2 ** (N + 1) * c ** (-2 * N) * N**2 * M ** (4 - 3 / N) * np.sqrt(lam[0])
+            D += 8 * N * (N - 1) * M ** (3 - 4 / N) * (M ** (1 / N) + trace)
+            pace = N * c ** (2 - 2 / N)
+            small = min(c**2 / (8 * M * np.sqrt(L0)), pace / (2 * D), 1 / (4 * pace))
+            slow = np.asarray(descend(layers, B, tau, small)["loss"])
+            factor = 1 - 2 * small * pace * c**2 / (c**2 + tau)
+            assert np.all(slow[1:] <= factor * slow[:-1] + 100 * EPS * scale)
         for k in range(20):
             old = [run[f"layer_{j}"][k] for j in range(N)]
             new = [run[f"layer_{j}"][k + 1] for j in range(N)]
