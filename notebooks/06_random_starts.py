@@ -16,8 +16,6 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("EQX_ON_ERROR", "nan")  # how a run ended is read from its `result`
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
