@@ -258,6 +258,7 @@ bw.jobs.run(path, progress=False)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [studies.PRECISION, OTHER])
 def test_a_process_in_the_other_precision_writes_the_same_bytes(tmp_path, precision):
     """Studies in either precision, computed in a process of either."""
@@ -344,6 +345,7 @@ def test_without_sbatch_there_is_an_error(store, tmp_path, monkeypatch):
         bw.jobs.slurm(store, array=3)
 
 
+@pytest.mark.slow
 def test_a_batch_script_does_its_part_of_the_work(store, tmp_path, sbatch, reference):
     """An `sbatch` that runs every task of the array, one after the other."""
     folder = shlex.quote(str(tmp_path))

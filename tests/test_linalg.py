@@ -56,13 +56,14 @@ def test_polar_derivative_is_right_where_the_rank_is_deficient_but_constant():
     assert_close(jax.jvp(linalg.polar, (array(Y),), (array(Z),))[1], expected, 1e-8)
 
 
-@pytest.mark.parametrize("Y", [np.eye(3), np.zeros((3, 3)), rank_one(0, (3, 3)), np.eye(3)[:2]])
-def test_polar_derivatives_of_three_orders_are_finite_at_degenerate_points(Y):
-    entry = lambda Y: jnp.sum(linalg.polar(Y) ** 2 * array(gaussian(5, Y.shape)))
-    derivative = entry
+@pytest.mark.parametrize("shape", [(3, 3), (2, 3)])
+def test_polar_derivatives_of_three_orders_are_finite_at_degenerate_points(shape):
+    derivative = lambda Y: jnp.sum(linalg.polar(Y) ** 2 * array(gaussian(5, shape)))
     for transform in (jax.grad, jax.jacfwd, jax.jacrev):
         derivative = transform(derivative)
-        assert np.all(np.isfinite(derivative(array(Y))))
+        compiled = jax.jit(derivative)
+        for Y in (np.eye(*shape), np.zeros(shape), rank_one(0, shape)):
+            assert np.all(np.isfinite(compiled(array(Y))))
 
 
 @pytest.mark.float64

@@ -256,17 +256,17 @@ def test_independent_blocks(widths):
     def check(data):
         blocks = [drawn_problem(data, half) for _ in range(3)]
         tau = blocks[0][3]
-        orders = (0, 1), (1, 0), (0, 2)
+        orders = (0, 1), (1, 0), (0, 2), (2, 0)
         batch = tuple(
             jnp.asarray(np.stack([block_diag(blocks[a][2][j], blocks[b][2][j]) for a, b in orders]))
             for j in range(N)
         )
         targets = np.stack([block_diag(blocks[a][1], blocks[b][1]) for a, b in orders])
-        probes, outcome = flow(batch, targets, np.full(3, tau), np.stack([TIMES] * 3))
+        probes, outcome = flow(batch, targets, np.full(4, tau), np.stack([TIMES] * 4))
         probes = jax.tree.map(np.asarray, probes)
         assert np.all(np.asarray(outcome) == 0)
         runs = [
-            np.stack([product(state) for state in saved_layers(probes, N, i)]) for i in range(3)
+            np.stack([product(state) for state in saved_layers(probes, N, i)]) for i in range(4)
         ]
         p = half[0]
         scale = max(size(product(layers), B, tau) for _, B, layers, _, _ in blocks)

@@ -319,6 +319,7 @@ def interrupted_at(count, store):
             yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "more", "computed", "by"),
     [
