@@ -51,17 +51,20 @@ def on_two(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_two_devices_write_the_bytes_of_one(on_two, tmp_path, name):
     assert jax.local_device_count() == 1
     assert_same(on_two / name / "store", studies.finished(SPECS[name], tmp_path / "store"))
 
 
+@pytest.mark.slow
 def test_two_devices_continue_what_one_has_begun(on_two, tmp_path):
     reference = studies.finished(SPECS["three"], tmp_path / "store")
     assert_same(on_two / "continued" / "store", reference)
 
 
+@pytest.mark.slow
 def test_one_device_continues_what_two_have_done(on_two, tmp_path):
     store = copied(on_two / "two" / "store", tmp_path)
     bw.stored.extend(store, seeds=6)
@@ -69,6 +72,7 @@ def test_one_device_continues_what_two_have_done(on_two, tmp_path):
     assert_same(store, studies.finished(small(seeds=6), tmp_path / "reference"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two", "three"])
 def test_chunks_advance_two_at_once(on_two, name):
     """The units of a pair share the time at which their computation began."""

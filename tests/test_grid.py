@@ -125,6 +125,7 @@ def kinds(reference):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", "flip", "delete"])
 @pytest.mark.parametrize("kind", ["results", "flags", "constants", "descriptions"])
 def test_every_file_is_repaired(reference, tmp_path, monkeypatch, kind, how):
