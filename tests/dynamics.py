@@ -5,9 +5,9 @@ from scipy.integrate import solve_ivp
 
 
 def power(S, exponent):
-    """Power of a stack of symmetric positive definite matrices."""
+    """Power of a stack of symmetric positive semidefinite matrices."""
     w, Q = np.linalg.eigh(S)
-    return (Q * w[..., None, :] ** exponent) @ np.swapaxes(Q, -1, -2)
+    return (Q * np.maximum(w, 0)[..., None, :] ** exponent) @ np.swapaxes(Q, -1, -2)
 
 
 def bures(W, Sigma, tau):

@@ -1,7 +1,7 @@
 """What is stated of flows and descents, on drawn targets, starts and smoothings.
 
-Every statement is evaluated by formulas of this file in numpy. `BWFLOW_EXAMPLES` is the number of
-examples in all, about 200 by default.
+Every statement is evaluated in numpy, by formulas of this file and of `dynamics`.
+`BWFLOW_EXAMPLES` is the number of examples in all, about 200 by default.
 """
 
 import os
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from dynamics import power, product
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from scipy.linalg import block_diag
@@ -93,15 +94,6 @@ def size(W, B, tau):
     return np.sum(W**2) + np.sum(B**2) + len(W) * tau
 
 
-def product(layers):
-    return np.linalg.multi_dot(layers[::-1]) if len(layers) > 1 else layers[0]
-
-
-def power(S, exponent):
-    w, Q = np.linalg.eigh(S)
-    return (Q * np.maximum(w, 0.0) ** exponent) @ Q.T
-
-
 def orthogonal(rng, n):
     # Of two rows, LAPACK's are always reflections.
     return np.linalg.qr(rng.normal(size=(n, n)))[0] * rng.choice([-1.0, 1.0], n)[None, :]
@@ -133,12 +125,8 @@ def drawn_problem(data, widths, *, near=False):
         layers = tuple(rng.normal(size=(b, a)) * a**-0.5 for a, b in pairwise(widths))
     if N > 1 and not near:  # hidden units that are kept
         kept = draw(st.integers(1, max(widths[1:-1])))
-        layers = tuple(
-            W
-            * (np.arange(len(W)) < (kept if j < N - 1 else n))[:, None]
-            * (np.arange(W.shape[1]) < (kept if j else p))[None, :]
-            for j, W in enumerate(layers)
-        )
+        units = [np.arange(d) < (kept if 0 < j < N else d) for j, d in enumerate(widths)]
+        layers = tuple(W * np.outer(units[j + 1], units[j]) for j, W in enumerate(layers))
     note(f"widths={widths} tau={tau!r} lam={lam.tolist()} near={near}")
     note(f"B={B.tolist()!r} layers={[W.tolist() for W in layers]!r}")
     return lam, B, layers, tau, rng
@@ -231,15 +219,17 @@ def test_flows(widths):
             found = np.stack([product(state) for state in saved_layers(probes, N, run)])
             assert np.max(np.abs(found - expected)) <= SOLVED * np.sqrt(s * scale)
         assert np.max(np.abs(probes["loss"][3] - s * losses)) <= SOLVED * s * scale
-        least = np.linalg.svd(Ws[0], compute_uv=False)[-1]
-        if N == 1 and tau == 0 and widths[0] >= len(B) and least > 0.05:
-            # The geodesic, from covariances.
-            first = Ws[0] @ Ws[0].T
-            root, inverse = power(first, 0.5), power(first, -0.5)
-            transport = inverse @ power(root @ B @ B.T @ root, 0.5) @ inverse
-            for W, t in zip(Ws, TIMES, strict=True):
-                moved = (np.exp(-2 * t) * np.eye(len(B)) - np.expm1(-2 * t) * transport) @ Ws[0]
-                assert np.max(np.abs(W - moved)) <= 10 * SOLVED * np.sqrt(scale)
+        if N == 1 and tau == 0 and widths[0] >= len(B):  # the geodesic
+            U, _, Vt = np.linalg.svd(B.T @ Ws[0], full_matrices=False)
+            left = np.exp(-2 * TIMES)[:, None, None]
+            ends = [B @ U @ Vt]
+            if np.linalg.svd(Ws[0], compute_uv=False)[-1] > 0.05:  # by the map of covariances too
+                first = Ws[0] @ Ws[0].T
+                root, inverse = power(first, 0.5), power(first, -0.5)
+                ends.append(inverse @ power(root @ B @ B.T @ root, 0.5) @ inverse @ Ws[0])
+            for end in ends:
+                path = end + left * (Ws[0] - end)
+                assert np.max(np.abs(Ws - path)) <= SOLVED * np.sqrt(scale)
             assert np.max(np.abs(losses - L0 * np.exp(-4 * TIMES))) <= SOLVED * scale
 
     check()
@@ -249,7 +239,7 @@ def test_flows(widths):
 def test_independent_blocks(widths):
     """Blocks that are exchanged exchange their runs; one that is replaced changes no other run."""
     half = tuple(width // 2 for width in widths)
-    N, n = len(widths) - 1, half[-1]
+    N, p, n = len(widths) - 1, half[0], half[-1]
 
     @drawn
     @given(st.data())
@@ -265,16 +255,13 @@ def test_independent_blocks(widths):
         probes, outcome = flow(batch, targets, np.full(4, tau), np.stack([TIMES] * 4))
         probes = jax.tree.map(np.asarray, probes)
         assert np.all(np.asarray(outcome) == 0)
-        runs = [
-            np.stack([product(state) for state in saved_layers(probes, N, i)]) for i in range(4)
-        ]
-        p = half[0]
         scale = max(size(product(layers), B, tau) for _, B, layers, _, _ in blocks)
-        assert np.max(np.abs(runs[0][:, :n, p:])) <= SOLVED * np.sqrt(scale)
-        for other, where in ((1, slice(n, None)), (2, slice(None, n))):
-            across = slice(p, None) if other == 1 else slice(None, p)
-            gap = runs[0][:, :n, :p] - runs[other][:, where, across]
-            assert np.max(np.abs(gap)) <= SOLVED * np.sqrt(scale)
+        close, seen = SOLVED * np.sqrt(scale), {}
+        for run, order in enumerate(orders):
+            Ws = np.stack([product(state) for state in saved_layers(probes, N, run)])
+            assert max(np.max(np.abs(Ws[:, :n, p:])), np.max(np.abs(Ws[:, n:, :p]))) <= close
+            for block, W in zip(order, (Ws[:, :n, :p], Ws[:, n:, p:]), strict=True):
+                assert np.max(np.abs(W - seen.setdefault(block, W))) <= close
         alone = [numpy_loss(product(layers), B, tau) for _, B, layers, _, _ in blocks]
         expected = [alone[a] + alone[b] for a, b in orders]
         assert np.max(np.abs(probes["loss"][:, 0] - expected)) <= 100 * EPS * 4 * scale
@@ -307,13 +294,11 @@ def test_descents(widths):
                 factor = 1 - 4 * eta * (1 - eta) * margin**2 / (margin**2 + tau)
                 assert np.all(losses[1:] <= factor * losses[:-1] + 1000 * EPS * scale)
         elif near and margin > 0:  # observed at published step sizes
-            M, c, trace = np.sqrt(2 * (L0 + np.sum(lam))), margin, np.sum(lam)
-            D = 2 ** (N + 1) * c ** (-2 * N) * N**2 * M ** (4 - 3 / N) * np.sqrt(lam[0])
-            D += 8 * N * (N - 1) * M ** (3 - 4 / N) * (M ** (1 / N) + trace)
-            pace = N * c ** (2 - 2 / N)
-            small = min(c**2 / (8 * M * np.sqrt(L0)), pace / (2 * D), 1 / (4 * pace))
-            slow = np.asarray(descend(layers, B, tau, small)["loss"])
-            factor = 1 - 2 * small * pace * c**2 / (c**2 + tau)
+            target = bw.Target.from_factor(jnp.asarray(B))
+            sizes = bw.theory.published_step_sizes(target, L0, depth=N, margin=margin)
+            slow = np.asarray(descend(layers, B, tau, sizes.least)["loss"])
+            pace = N * margin ** (2 - 2 / N) * margin**2 / (margin**2 + tau)
+            factor = 1 - 2 * float(sizes.least) * pace
             assert np.all(slow[1:] <= factor * slow[:-1] + 100 * EPS * scale)
         for k in range(20):
             old = [run[f"layer_{j}"][k] for j in range(N)]
