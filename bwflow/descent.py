@@ -43,8 +43,8 @@ def gradient_descent(
     params
         The start: the tuple `(W_1, ..., W_N)`, or what `factorization` assembles.
     optimizer
-        Any optax transformation, schedules included. It receives `value`, `grad` and `value_fn`
-        (the loss of the parameters) as extra arguments where it takes them.
+        Any optax transformation, schedules included. Where it takes extra arguments it receives
+        `value`, `grad`, `value_fn` (the loss of the parameters), `loss` and `factorization`.
     num_steps
         Number of updates.
     save_every
@@ -196,6 +196,11 @@ def _initial(optimizer: optax.GradientTransformationExtraArgs, params: Params) -
 
 def _update(optimizer: optax.GradientTransformationExtraArgs, point: Point, memory: Any) -> tuple:
     """One update; optax mixes dtypes (a step count with floats), which strict mode would refuse."""
+
+    # Line searches of optax refuse extra arguments that it does not take.
+    def value_fn(params, loss=point.loss, factorization=point.factorization):
+        return Point(loss, params, factorization).value
+
     with jax.numpy_dtype_promotion("standard"):
         updates, memory = optimizer.update(
             point.gradients,
@@ -203,6 +208,8 @@ def _update(optimizer: optax.GradientTransformationExtraArgs, point: Point, memo
             point.params,
             value=point.value,
             grad=point.gradients,
-            value_fn=lambda params: Point(point.loss, params, point.factorization).value,
+            value_fn=value_fn,
+            loss=point.loss,
+            factorization=point.factorization,
         )
         return optax.apply_updates(point.params, updates), memory

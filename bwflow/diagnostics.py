@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from bwflow import _checks, _minima
 from bwflow._types import Loss, Params
-from bwflow.factors import Deep, imbalance
+from bwflow.factors import Deep, Product, imbalance
 from bwflow.linalg import full_precision, polar, range_mask
 
 _LOSS, _PROBE = "the end-to-end matrix", "the loss and the parameters"
@@ -33,7 +33,7 @@ class Point:
         self.factorization = Deep() if factorization is None else factorization
 
     @cached_property
-    def end_to_end(self) -> Array:
+    def end_to_end(self) -> Any:
         return self.factorization.assemble(self.params)
 
     @cached_property
@@ -68,7 +68,9 @@ class Point:
 
     @cached_property
     def _svd(self) -> tuple[Array, Array, Array]:
-        U, s, Vt = jnp.linalg.svd(self.end_to_end, full_matrices=False)
+        W = self.end_to_end
+        W = W.matrix() if isinstance(W, Product) else W
+        U, s, Vt = jnp.linalg.svd(W, full_matrices=False)
         return U, s, Vt
 
     @property

@@ -15,7 +15,11 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from bwflow import _checks
 from bwflow._balanced import Covariance as Covariance
 from bwflow._balanced import EndToEnd as EndToEnd
-from bwflow._types import Factors, Widths
+from bwflow._pairs import VIEWS
+from bwflow._pairs import Product as Product
+from bwflow._pairs import Rectangular as Rectangular
+from bwflow._pairs import Symmetric as Symmetric
+from bwflow._types import Factors, Grams, Widths
 from bwflow.linalg import full_precision
 
 
@@ -34,10 +38,23 @@ class Deep(eqx.Module):
         """Layer gradients `W_{>j}^T G W_{<j}^T` of a gradient `G` in the end-to-end matrix."""
         return jax.vjp(end_to_end, params)[1](G)[0]
 
-    def grams(self, params: Factors) -> tuple[tuple[Array, Array], ...]:
-        """Per layer `(W_{>j}^T W_{>j}, W_{<j} W_{<j}^T)`, what a preconditioner divides by."""
+    def grams(self, params: Factors, view: str = "end_to_end") -> Grams:
+        """Per layer, what a preconditioner divides its gradient by from the left and the right.
+
+        They are `(W_{>j}^T W_{>j}, W_{<j} W_{<j}^T)` where the loss is seen as one of `W`, and
+        `(W_{>j}^T W_{>j}, W_{<j} W^T W W_{<j}^T)` in the view `"covariance"`, as one of `W W^T`;
+        there the left one of the last layer is `None`, for an identity that is not damped.
+        """
+        _checks.choice("view", view, VIEWS)
+        above, below = partial_products(params)
         with full_precision:
-            return tuple((A.T @ A, B @ B.T) for A, B in zip(*partial_products(params), strict=True))
+            if view == "end_to_end":
+                return tuple((A.T @ A, B @ B.T) for A, B in zip(above, below, strict=True))
+            # W W_{<j}^T, for the end-to-end matrix is the last layer times what is below it.
+            W = params[-1] @ below[-1]
+            left = [*(A.T @ A for A in above[:-1]), None]
+            right = [(C := W @ B.T).T @ C for B in below]
+            return tuple(zip(left, right, strict=True))
 
     def bottleneck(self, params: Factors) -> int:
         """Largest rank the end-to-end matrix can have."""

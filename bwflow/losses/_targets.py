@@ -1,4 +1,4 @@
-"""Losses of the end-to-end matrix: callable pytrees that know their target and their minimum."""
+"""Losses that compare `W W^T + tau I` with a target covariance."""
 
 from typing import ClassVar
 
