@@ -19,6 +19,8 @@ pytestmark = pytest.mark.once
 
 SOLVERS = get_args(_names.Solver)
 OPTIMIZERS = get_args(_names.Optimizer)
+# Those that need a loss or a matrix are beyond what a spec can say.
+STARTS_BY_NAME = ("bwflow.initializers._random", "bwflow.initializers._split")
 
 
 def test_starts_are_what_the_initializers_offer():
@@ -27,7 +29,7 @@ def test_starts_are_what_the_initializers_offer():
         name
         for name, value in vars(initializers).items()
         if inspect.isfunction(value)
-        and value.__module__ == initializers.__name__
+        and value.__module__ in STARTS_BY_NAME
         and not name.startswith("_")
         and inspect.signature(value).return_annotation is Initializer
     }
