@@ -35,6 +35,7 @@ _MODULES = (
     "losses",
     "plan",
     "plotting",
+    "precondition",
     "progress",
     "report",
     "statistics",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from bwflow import losses as losses
     from bwflow import plan as plan
     from bwflow import plotting as plotting
+    from bwflow import precondition as precondition
     from bwflow import progress as progress
     from bwflow import report as report
     from bwflow import statistics as statistics

@@ -1,6 +1,6 @@
 """Factorisations with one matrix or a pair for parameters: `W` itself, and `L R^T`."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -59,6 +59,8 @@ class Symmetric(eqx.Module):
      [0. 2.]]
     """
 
+    views: ClassVar[tuple[str, ...]] = VIEWS
+
     def assemble(self, params: Float[Array, "n r"]) -> Float[Array, "n r"]:
         """The parameter."""
         return params
@@ -70,7 +72,7 @@ class Symmetric(eqx.Module):
     @full_precision
     def grams(self, params: Float[Array, "n r"], view: str = "covariance") -> Grams:
         """`(None, X^T X)` in the view of the covariance, two identities in that of `X`."""
-        _checks.choice("view", view, VIEWS)
+        _checks.choice("view", view, self.views)
         return ((None, params.T @ params if view == "covariance" else None),)
 
     def bottleneck(self, params: Float[Array, "n r"]) -> int:
@@ -98,6 +100,8 @@ class Rectangular(eqx.Module):
     (3, 2)
     """
 
+    views: ClassVar[tuple[str, ...]] = VIEWS[:1]
+
     def assemble(self, params: tuple[Array, Array]) -> Product:
         """The product, not formed."""
         return Product(*_pair(params))
@@ -109,7 +113,7 @@ class Rectangular(eqx.Module):
     @full_precision
     def grams(self, params: tuple[Array, Array], view: str = "end_to_end") -> Grams:
         """`((None, R^T R), (None, L^T L))`; there is no other view."""
-        _checks.choice("view", view, VIEWS[:1])
+        _checks.choice("view", view, self.views)
         left, right = params
         return (None, right.T @ right), (None, left.T @ left)
 

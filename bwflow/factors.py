@@ -6,6 +6,7 @@
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -30,6 +31,8 @@ class Deep(eqx.Module):
     and how a gradient comes back to them.
     """
 
+    views: ClassVar[tuple[str, ...]] = VIEWS
+
     def assemble(self, params: Factors) -> Float[Array, "n p"]:
         """End-to-end matrix of the parameters."""
         return end_to_end(params)
@@ -45,7 +48,7 @@ class Deep(eqx.Module):
         `(W_{>j}^T W_{>j}, W_{<j} W^T W W_{<j}^T)` in the view `"covariance"`, as one of `W W^T`;
         there the left one of the last layer is `None`, for an identity that is not damped.
         """
-        _checks.choice("view", view, VIEWS)
+        _checks.choice("view", view, self.views)
         above, below = partial_products(params)
         with full_precision:
             if view == "end_to_end":
