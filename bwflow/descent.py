@@ -1,5 +1,6 @@
 """Gradient descent in the parameters with any optax optimiser."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jax import lax
 from jaxtyping import Array
 
 from bwflow import _checks
+from bwflow._blocks import Block, checked_order
 from bwflow._trajectory import RESULTS, Trajectory, concluded
 from bwflow._types import Loss, Params, Probe
 from bwflow.diagnostics import Point, bound_probe, checked_start, recorded, standard
@@ -25,6 +27,7 @@ def gradient_descent(
     *,
     num_steps: int,
     save_every: int = 1,
+    order: Sequence[int] | None = None,
     factorization: Any = Deep(),  # noqa: B008 (immutable)
     probe: Probe = standard,
     until: Criterion | None = None,
@@ -33,7 +36,7 @@ def gradient_descent(
     """Descend a loss from given parameters.
 
     With `optax.sgd(eta)` the step is `W_j <- W_j - eta W_{>j}^T G W_{<j}^T`, all layers from the
-    same old values.
+    same old values or, given an `order`, each from the newest.
 
     Parameters
     ----------
@@ -49,6 +52,10 @@ def gradient_descent(
         Number of updates.
     save_every
         Updates between records. The last record is the end even if it falls between.
+    order
+        The blocks of the parameters (layers, or the factors of a pair) in the order in which they
+        move within a step, such as `(1, 0)`: each with the gradient where the ones before it have
+        gone, and with an optimiser's state of its own. By default all move at once.
     factorization
         How parameters become the end-to-end matrix.
     probe
@@ -73,9 +80,10 @@ def gradient_descent(
 
     Notes
     -----
-    Cost: one gradient a step. Without `until` the loop has a fixed length and is differentiable
-    in both modes; with it, in forward mode only. A fresh optimiser is a fresh program: keep the
-    object, or sweep its numbers inside one `jax.vmap`.
+    Cost: one gradient a step; with an `order` one evaluation of the loss and its gradient for each
+    block, and with `until` one more. Without `until` the loop has a fixed length and is
+    differentiable in both modes; with it, in forward mode only. A fresh optimiser is a fresh
+    program: keep the object, or sweep its numbers inside one `jax.vmap`.
 
     References
     ----------
@@ -101,6 +109,7 @@ def gradient_descent(
     num_steps = _checks.positive_int("num_steps", num_steps)
     save_every = _checks.positive_int("save_every", save_every)
     check_until(until)
+    order = checked_order(order, params)
     dtype = jax.tree.leaves(params)[0].dtype
     trajectory = _descend(
         _checks.traced_numbers(loss, dtype),
@@ -111,6 +120,7 @@ def gradient_descent(
         _checks.traced_numbers(factorization, dtype),
         num_steps,
         save_every,
+        order,
     )
     return concluded(trajectory, throw)
 
@@ -129,17 +139,18 @@ class _State(NamedTuple):
 
 
 @eqx.filter_jit
-def _descend(loss, params, optimizer, until, probe, factorization, num_steps, save_every):
+def _descend(loss, params, optimizer, until, probe, factorization, num_steps, save_every, order):
     optimizer = optax.with_extra_args_support(optimizer)
     probe = partial(recorded, probe)
     dtype = jax.tree.leaves(params)[0].dtype
+    move = _update if order is None else partial(_update_in_turn, order)
     threshold = None
     if until is not None:
         threshold = until.threshold(Point(loss, params, factorization))
 
     def advance(state: _State) -> _State:
         point = Point(loss, state.params, factorization)
-        new_params, memory = _update(optimizer, point, state.memory)
+        new_params, memory = move(optimizer, point, state.memory)
         moved = _State(new_params, memory, state.step + 1, state.hit, state.running)
         if until is None:
             return moved
@@ -158,10 +169,8 @@ def _descend(loss, params, optimizer, until, probe, factorization, num_steps, sa
             state = lax.while_loop(lambda s: s.running & (s.step < end), advance, state)
         return state, probe(loss, state.params)
 
-    zero = jnp.zeros((), jnp.int32)
-    state = _State(
-        params, _initial(optimizer, params), zero, jnp.asarray(jnp.inf, dtype), jnp.asarray(True)
-    )
+    memory, zero = _initial(optimizer, params, order), jnp.zeros((), jnp.int32)
+    state = _State(params, memory, zero, jnp.asarray(jnp.inf, dtype), jnp.asarray(True))
     whole, rest = divmod(num_steps, save_every)
     rows = [jax.tree.map(lambda x: x[None], probe(loss, params))]
     if whole:
@@ -188,10 +197,32 @@ def _descend(loss, params, optimizer, until, probe, factorization, num_steps, sa
     )
 
 
-def _initial(optimizer: optax.GradientTransformationExtraArgs, params: Params) -> Any:
+def _initial(
+    optimizer: optax.GradientTransformationExtraArgs, params: Any, order: tuple[int, ...] | None
+) -> Any:
     # Strongly typed leaves, so that the state has one type all along the loop.
     with jax.numpy_dtype_promotion("standard"):
-        return jax.tree.map(jnp.asarray, optimizer.init(params))
+        if order is None:
+            state = optimizer.init(params)
+        else:
+            state = tuple(optimizer.init(params[index]) for index in order)
+        return jax.tree.map(jnp.asarray, state)
+
+
+def _update_in_turn(
+    order: tuple[int, ...],
+    optimizer: optax.GradientTransformationExtraArgs,
+    point: Point,
+    memories: tuple,
+) -> tuple:
+    """An update of every block, each a descent of its own from where the ones before have gone."""
+    params, moved = point.params, []
+    for index, memory in zip(order, memories, strict=True):
+        block = Block(point.factorization, params, index)
+        new, memory = _update(optimizer, Point(point.loss, params[index], block), memory)
+        params = block.whole(new)
+        moved.append(memory)
+    return params, tuple(moved)
 
 
 def _update(optimizer: optax.GradientTransformationExtraArgs, point: Point, memory: Any) -> tuple:
