@@ -24,6 +24,9 @@ from bwflow.initializers._random import orthogonal as orthogonal
 from bwflow.initializers._random import uniform as uniform
 from bwflow.initializers._random import xavier_normal as xavier_normal
 from bwflow.initializers._random import xavier_uniform as xavier_uniform
+from bwflow.initializers._spectral import nora as nora
+from bwflow.initializers._spectral import nystrom as nystrom
+from bwflow.initializers._spectral import spectral as spectral
 from bwflow.initializers._split import balanced as balanced
 from bwflow.initializers._split import low_rank as low_rank
 from bwflow.initializers._split import near_target as near_target
