@@ -6,7 +6,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array
 
 from bwflow import _checks
 from bwflow._types import Grams, Params
@@ -31,7 +30,7 @@ class Block(eqx.Module):
         """End-to-end matrix of the parameters with this block."""
         return self.factorization.assemble(self.whole(block))
 
-    def pullback(self, block: Any, G: Array) -> Any:
+    def pullback(self, block: Any, G: Any) -> Any:
         """The block's part of the gradient."""
         return self.factorization.pullback(self.whole(block), G)[self.index]
 

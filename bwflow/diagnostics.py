@@ -37,11 +37,11 @@ class Point:
         return self.factorization.assemble(self.params)
 
     @cached_property
-    def value_and_gradient(self) -> tuple[Array, Array]:
+    def value_and_gradient(self) -> tuple[Array, Any]:
         """Loss and its gradient in the end-to-end matrix."""
         _checks.takes("loss", self.loss, _LOSS, self.end_to_end)
 
-        def scalar(W: Array) -> Array:
+        def scalar(W: Array | Product) -> Array:
             value = self.loss(W)
             if not (isinstance(value, Array) and value.shape == () and value.dtype.kind == "f"):
                 raise ValueError(f"loss must return a real scalar; got {_checks.shown(value)}.")
