@@ -41,7 +41,7 @@ class Point:
         """Loss and its gradient in the end-to-end matrix."""
         _checks.takes("loss", self.loss, _LOSS, self.end_to_end)
 
-        def scalar(W: Array | Product) -> Array:
+        def scalar(W: Any) -> Array:
             value = self.loss(W)
             if not (isinstance(value, Array) and value.shape == () and value.dtype.kind == "f"):
                 raise ValueError(f"loss must return a real scalar; got {_checks.shown(value)}.")
