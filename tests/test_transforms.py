@@ -88,6 +88,23 @@ TABLE = {
         (array(0.01), array(0.02), array(2.5)),
     ),
     "linear_flow": (lambda W: bw.theory.linear_flow(W, TARGET.factor, 0.2), (W,)),
+    "scale_by_gram": (
+        lambda factors, gradients, damping: [
+            transform.update(gradients, transform.init(factors), factors)[0]
+            for transform in (
+                bw.precondition.scale_by_gram(damping, normalize=True),
+                bw.precondition.scale_by_gram(damping, view="end_to_end", pseudo_inverse=True),
+            )
+        ],
+        (PAIR, gaussian_factors(3, (3, 4, 3)), array(0.5)),
+    ),
+    "starts from a matrix": (
+        lambda W, std: (
+            *bw.initializers.nystrom(W, std, True)(jax.random.key(0), (4, 2, 3)),
+            *bw.initializers.nora(W, std, alpha=2.0 * std)(jax.random.key(0), (4, 2, 3)),
+        ),
+        (W, array(0.5)),
+    ),
 }
 
 
