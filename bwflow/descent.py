@@ -149,7 +149,7 @@ def _descend(loss, params, optimizer, until, probe, factorization, num_steps, sa
         threshold = until.threshold(Point(loss, params, factorization))
 
     def advance(state: _State) -> _State:
-        point = Point(loss, state.params, factorization)
+        point = _remembered(Point(loss, state.params, factorization), state.memory)
         new_params, memory = move(optimizer, point, state.memory)
         moved = _State(new_params, memory, state.step + 1, state.hit, state.running)
         if until is None:
@@ -170,6 +170,9 @@ def _descend(loss, params, optimizer, until, probe, factorization, num_steps, sa
         return state, probe(loss, state.params)
 
     memory, zero = _initial(optimizer, params, order), jnp.zeros((), jnp.int32)
+    if _remembers(memory):
+        start = Point(loss, params, factorization)
+        memory = memory._replace(value=start.value, grad=start.gradients)
     state = _State(params, memory, zero, jnp.asarray(jnp.inf, dtype), jnp.asarray(True))
     whole, rest = divmod(num_steps, save_every)
     rows = [jax.tree.map(lambda x: x[None], probe(loss, params))]
@@ -207,6 +210,18 @@ def _initial(
         else:
             state = tuple(optimizer.init(params[index]) for index in order)
         return jax.tree.map(jnp.asarray, state)
+
+
+def _remembers(memory: Any) -> bool:
+    """Whether an optimiser keeps value and gradient of the point it leads to, as optax names them.
+
+    Inside of a chain it may lead elsewhere, so only its own state is looked at.
+    """
+    return getattr(memory, "value", None) is not None and getattr(memory, "grad", None) is not None
+
+
+def _remembered(point: Point, memory: Any) -> Point:
+    return point.known(memory.value, memory.grad) if _remembers(memory) else point
 
 
 def _update_in_turn(

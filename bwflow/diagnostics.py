@@ -49,7 +49,12 @@ class Point:
 
         return jax.value_and_grad(scalar)(self.end_to_end)
 
-    @property
+    def known(self, value: Array, gradients: Params) -> "Point":
+        """The same point, its loss and the gradients in the parameters given."""
+        self.value, self.gradients = value, gradients
+        return self
+
+    @cached_property
     def value(self) -> Array:
         return self.value_and_gradient[0]
 

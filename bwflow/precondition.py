@@ -21,11 +21,13 @@ import optax
 from jaxtyping import ArrayLike
 
 from bwflow import _checks
+from bwflow._deep_precgd import deep_precgd
 from bwflow._gram_scaling import Damping, scale_by_gram
 from bwflow.linalg import full_precision
 
 __all__ = [
     "agn",
+    "deep_precgd",
     "noraplus",
     "precgd",
     "riemannian_lora",
