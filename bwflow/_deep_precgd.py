@@ -80,10 +80,13 @@ def deep_precgd(learning_rate: ArrayLike = 1.0) -> optax.GradientTransformationE
     Where it does not work. Modes whose `a` or `b` is at the rounding of the largest carry no
     information and do not move. Where several layers lack a mode, as at zero, all gradients vanish
     there, and a multiple of the identity is tried on every layer instead, kept if it lowers the
-    loss. Where the target has more ranks than the bottleneck, only the outermost layers can turn
-    the range of `W`, so that what is left is a subspace iteration, of rate `1 - 2/N` times the
-    ratio of the eigenvalues at the cut; quicker than descent, but no longer independent of
-    conditioning.
+    loss.
+
+    Where the target has more ranks than the bottleneck `k`, the last layer alone can turn the range
+    of `W`, and takes its share of the step only: the error shrinks by `1 - (1 - q) / N` a step, for
+    `q = lambda_{k+1} / lambda_k`. Where `tau` is not small beside the eigenvalues of the target,
+    the Hessian in `W` is not near `2 I`, and the rate depends on `tau / lambda`. Both are quicker
+    than descent, but not independent of conditioning.
 
     Cost: a value and gradient at the new parameters, which `gradient_descent` uses again for the
     next step, and `2 (N - 1)` eigendecompositions of Grams, for networks deeper than five layers

@@ -1,0 +1,202 @@
+"""Preconditioned descent of deep networks: its step, its refusals, its counts, where it is slow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from dynamics import bures, gradients, power, product
+from helpers import array, assert_close, by_precision, gaussian_factors, random_target
+
+import bwflow as bw
+from bwflow.precondition import deep_precgd
+
+RULE = deep_precgd()
+TARGET = random_target(0, 6, condition=1e3)
+LOSS = bw.losses.BuresWasserstein(TARGET, 0.0)
+
+
+def written_out(layers, g, value, mu):
+    """The step of every layer from the formula, by matrix functions of Kronecker products."""
+    N = len(layers)
+    sizes = np.array([np.linalg.norm(W) / np.sqrt(min(W.shape)) for W in layers])
+    mean = np.prod(sizes) ** (1 / N)
+    steps = []
+    for j, W in enumerate(layers):
+        A = product(layers[j + 1 :]) if j + 1 < N else np.eye(W.shape[0])
+        B = product(layers[:j]) if j else np.eye(W.shape[1])
+        d = 0.3 * mu * np.sqrt(value) ** (1 - 1 / N) * mean / sizes[j]
+        left, right = A.T @ A, B @ B.T
+        # vec by rows: (A X B) is kron(A, B^T) vec(X).
+        K = np.kron(left, right)
+        M = 2 * N * K + 2 * d * np.kron(power(left, 0.5), power(right, 0.5))
+        steps.append(-np.linalg.solve(M, g[j].ravel()).reshape(W.shape))
+    return steps
+
+
+@pytest.mark.parametrize("widths", [(4, 3, 3), (3,) * 7])
+def test_first_step_is_the_damped_gauss_newton_step(widths):
+    target = random_target(1, 3)
+    start = gaussian_factors(2, widths, 0.8)
+    layers = [np.asarray(W, np.float64) for W in start]
+    value, g = gradients(layers, np.asarray(target.covariance, np.float64), 0.0)
+    # A damping so large that every step is taken: the loss is nearly linear along it.
+    optimizer = deep_precgd(0.05)
+    loss = bw.losses.BuresWasserstein(target)
+    moved = bw.gradient_descent(loss, start, optimizer, num_steps=1).factors
+    # The powers of Grams in the formula lose digits that the products of six layers have.
+    rtol = by_precision(1e-9 if len(widths) == 3 else 1e-6, 2e-3)
+    for new, old, step in zip(moved, layers, written_out(layers, g, value, 1.0), strict=True):
+        assert np.linalg.norm(new - old) > 0
+        assert_close(new, old + 0.05 * step, rtol * np.linalg.norm(step))
+
+
+def test_a_step_that_would_raise_the_loss_is_refused_and_damped():
+    start = gaussian_factors(0, (3, 3, 3))
+    loss = bw.losses.BuresWasserstein(random_target(1, 3))
+    wild = deep_precgd(1e3)
+    state = wild.init(start)
+    value_fn = lambda factors: loss(bw.end_to_end(factors))
+    value, grad = jax.value_and_grad(value_fn)(start)
+    updates, state = wild.update(grad, state, start, value=value, value_fn=value_fn)
+    assert all(not np.any(u) for u in updates)
+    assert float(state.damping) == 4.0
+    assert_close(state.value, value, 0.0)
+    for kept, g in zip(state.grad, grad, strict=True):
+        assert_close(kept, g, 0.0)
+
+
+def test_loss_never_rises_and_what_is_remembered_is_right():
+    start = gaussian_factors(3, (6,) * 4)
+    run = bw.gradient_descent(LOSS, start, RULE, num_steps=12, throw=False)
+    losses = np.asarray(run.probes["loss"])
+    assert np.all(np.diff(losses) <= 0)
+    # The same loop without the descent's reuse: gradients are evaluated at every step.
+    params, state = start, RULE.init(start)
+    value_fn = lambda factors: LOSS(bw.end_to_end(factors))
+
+    @jax.jit
+    def step(params, state):
+        value, grad = jax.value_and_grad(value_fn)(params)
+        updates, state = RULE.update(grad, state, params, value=value, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(4):
+        params, state = step(params, state)
+    assert_close(value_fn(params), losses[4], by_precision(1e-9, 1e-3) * losses[0])
+
+
+# n = 6; kinds of start by the factor on layers of standard deviation n^{-1/2}.
+CASES = {
+    "Gaussian, N = 2": (2, 1.0, 10),
+    "Gaussian, N = 5": (5, 1.0, 20),
+    "small, N = 3": (3, 0.1, 20),
+}
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("case", CASES)
+def test_gap_of_1e_10_within_few_steps_from_every_start(case):
+    depth, scale, most = CASES[case]
+    init = bw.initializers.gaussian(scale * 6**-0.5)
+
+    def arrival(key):
+        return bw.gradient_descent(
+            LOSS,
+            init(key, (6,) * (depth + 1)),
+            RULE,
+            num_steps=30,
+            save_every=30,
+            until=bw.until.gap(1e-10),
+            throw=False,
+        )
+
+    run = jax.jit(jax.vmap(arrival))(jax.random.split(jax.random.key(0), 50))
+    assert np.max(run.hit) <= most
+    # By the textbook formula, not by the run's own word.
+    W = np.stack([product([np.asarray(F[i]) for F in run.factors]) for i in range(50)])
+    found = bures(W, np.asarray(TARGET.covariance), 0.0)[0]
+    assert np.all(np.abs(found) <= 1e-6)
+
+
+@pytest.mark.float64
+def test_starts_where_gradients_vanish_or_layers_lack_a_mode_arrive():
+    start = list(gaussian_factors(5, (6,) * 4))
+    starts = {
+        "zero": [0 * W for W in start],
+        "one zero layer": [start[0], 0 * start[1], start[2]],
+        "a unit without weights": [start[0], start[1].at[:, 0].set(0.0), start[2]],
+    }
+    stacked = tuple(jnp.stack(layers) for layers in zip(*starts.values(), strict=True))
+
+    def run(optimizer):
+        return lambda factors: bw.gradient_descent(
+            LOSS, factors, optimizer, num_steps=30, save_every=30, until=bw.until.gap(1e-10)
+        )
+
+    assert np.all(jax.jit(jax.vmap(run(RULE)))(stacked).hit <= 20)
+    # Plain descent stays at zero for ever, which is critical.
+    assert not np.isfinite(run(optax.sgd(0.01))(tuple(starts["zero"])).hit)
+
+
+@pytest.mark.float64
+def test_rank_deficient_targets_are_reached_through_a_bottleneck_of_their_rank_or_more():
+    rng = np.random.default_rng(0)
+    loss = bw.losses.BuresWasserstein(bw.Target.from_factor(array(rng.normal(size=(6, 2)))))
+    start = gaussian_factors(6, (3, 3, 6))
+    run = bw.gradient_descent(loss, start, RULE, num_steps=40, until=bw.until.gap(1e-10))
+    assert run.hit <= 30
+
+
+@pytest.mark.float64
+def test_a_narrow_bottleneck_is_left_with_a_linear_rate():
+    """What the docstring says of it: one layer alone turns the range of `W`."""
+    target = bw.Target(jnp.diag(jnp.geomspace(1.0, 0.1, 6)))
+    loss = bw.losses.BuresWasserstein(target)
+    run = bw.gradient_descent(loss, gaussian_factors(0, (2, 2, 6)), RULE, num_steps=80, throw=False)
+    gap = np.asarray(run.probes["gap"])
+    late = np.sqrt(gap[60] / gap[50]) ** (1 / 10)
+    # Half of a step of subspace iteration: error times (1 + lambda_3 / lambda_2) / 2.
+    assert_close(late, (1 + 10**-0.2) / 2, 0.02)
+
+
+def test_lowers_to_products_and_decompositions_without_callbacks():
+    start = gaussian_factors(0, (3,) * 4)
+    many = tuple(jnp.broadcast_to(W, (5, *W.shape)) for W in start)
+
+    def run(factors):
+        return bw.gradient_descent(LOSS3, factors, RULE, num_steps=3, throw=False).factors
+
+    for platform in ("cuda", "tpu"):
+        text = jax.jit(jax.vmap(run)).trace(many).lower(lowering_platforms=(platform,)).as_text()
+        assert "callback" not in text
+        assert "dot_general" in text
+
+
+LOSS3 = bw.losses.BuresWasserstein(random_target(1, 3))
+
+REFUSED = {
+    "no params": ({"params": None}, "params must be given to the update of deep_precgd; got None"),
+    "no value": ({"value": None}, "value must be given to the update"),
+    "no function": ({"value_fn": None}, "value_fn must be given to the update"),
+    "no Grams": ({"factorization": bw.factors.EndToEnd(2)}, "factorization must offer `grams"),
+}
+
+
+@pytest.mark.once
+@pytest.mark.usefixtures("as_installed")
+@pytest.mark.parametrize("case", REFUSED)
+def test_updates_without_what_they_need_are_refused(case):
+    change, message = REFUSED[case]
+    params = gaussian_factors(0, (3, 3, 3))
+    given = {"params": params, "value": jnp.ones(()), "value_fn": lambda _: jnp.ones(())} | change
+    with pytest.raises(ValueError, match=message):
+        RULE.update(params, RULE.init(params), given.pop("params"), **given)
+
+
+@pytest.mark.once
+@pytest.mark.usefixtures("as_installed")
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), "fast", None])
+def test_learning_rates_that_are_not_positive_numbers_are_refused(rate):
+    with pytest.raises(ValueError, match="learning_rate must be"):
+        deep_precgd(rate)
