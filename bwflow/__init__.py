@@ -33,6 +33,7 @@ _MODULES = (
     "landscape",
     "linalg",
     "losses",
+    "operators",
     "plan",
     "plotting",
     "precondition",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from bwflow import landscape as landscape
     from bwflow import linalg as linalg
     from bwflow import losses as losses
+    from bwflow import operators as operators
     from bwflow import plan as plan
     from bwflow import plotting as plotting
     from bwflow import precondition as precondition

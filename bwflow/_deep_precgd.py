@@ -119,9 +119,8 @@ def deep_precgd(learning_rate: ArrayLike = 1.0) -> optax.GradientTransformationE
     def update(
         updates, state, params=None, *, value=None, value_fn=None, factorization=None, **extra
     ):
-        for name, given in (("params", params), ("value", value), ("value_fn", value_fn)):
-            if given is None:
-                raise ValueError(f"{name} must be given to the update of deep_precgd; got None.")
+        value, value_fn = _given("value", value), _given("value_fn", value_fn)
+        params = _given("params", params)
         factorization = Deep() if factorization is None else factorization
         rate = jnp.asarray(learning_rate, value.dtype)
         with full_precision:
@@ -142,6 +141,12 @@ def deep_precgd(learning_rate: ArrayLike = 1.0) -> optax.GradientTransformationE
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _given(name: str, x: Any) -> Any:
+    if x is None:
+        raise ValueError(f"{name} must be given to the update of deep_precgd; got None.")
+    return x
 
 
 def _steps(factorization: Any, params: Params, gradients: Params, value, mu, rate) -> Params:
@@ -198,10 +203,11 @@ def _bases(factorization: Any, params: Params, depth: int) -> list[tuple[_Basis,
             _by_svd,
             params,
         )
-    grams = [list(side) for side in zip(*factorization.grams(params, "end_to_end"), strict=True)]
+    grams = factorization.grams(params, "end_to_end")
+    left, right = [A for A, _ in grams], [B for _, B in grams]
     if isinstance(factorization, Deep):
-        grams[0][-1] = grams[1][0] = None  # identities
-    return _paired(*grams, _by_eigh, params)
+        left[-1] = right[0] = None  # identities
+    return _paired(left, right, _by_eigh, params)
 
 
 def _paired(left: list, right: list, decompose: Any, params: Params) -> list[tuple[_Basis, _Basis]]:

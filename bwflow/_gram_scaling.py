@@ -5,16 +5,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import optax
-from jax import lax
 from jaxtyping import Array, ArrayLike
 
 from bwflow import _checks
 from bwflow._pairs import VIEWS
 from bwflow._types import Grams, Params
 from bwflow.factors import Deep
-from bwflow.linalg import full_precision, positive_power
+from bwflow.linalg import frobenius_norm, full_precision, positive_power
 
 RULES = ("error_scale", "value", "gradient_norm")
 Damping: TypeAlias = ArrayLike | optax.Schedule | Literal["error_scale", "value", "gradient_norm"]
@@ -179,23 +177,9 @@ def _rule(damping: Damping, noise_energy: ArrayLike) -> Callable[..., ArrayLike]
                 f"{type(loss).__name__} does not."
             )
         found = getattr(loss, attribute)(factorization.assemble(params))
-        return found if damping == "error_scale" else _frobenius_norm(found)
+        return found if damping == "error_scale" else frobenius_norm(found)
 
     return by_value if damping == "value" else by_loss
-
-
-@full_precision
-def _frobenius_norm(operator: lx.AbstractLinearOperator) -> Array:
-    if isinstance(operator, lx.MatrixLinearOperator):
-        squares = jnp.sum(operator.as_matrix() ** 2)
-    else:
-        size, dtype = operator.in_size(), operator.in_structure().dtype
-
-        def column(j: Array) -> Array:
-            return jnp.sum(operator.mv(jax.nn.one_hot(j, size, dtype=dtype)) ** 2)
-
-        squares = jnp.sum(lax.map(column, jnp.arange(size), batch_size=min(size, 64)))
-    return positive_power(squares, 0.5)
 
 
 def _by_cholesky(gram: Array, g: Array, eta: Array, floor: Array, normalize: bool) -> Array:

@@ -7,6 +7,7 @@ equation is a `lax.custom_linear_solve`, which can be differentiated to any orde
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
@@ -28,6 +29,21 @@ def positive_power(x: Array, exponent: ArrayLike) -> Array:
     """`x^exponent` for `x > 0`; below, 0, or 1 for the zeroth power, with a slope of 0."""
     at_zero = jnp.where(jnp.asarray(exponent, x.dtype) == 0, 1, 0).astype(x.dtype)
     return jnp.where(x > 0, jnp.where(x > 0, x, 1) ** exponent, at_zero)
+
+
+@full_precision
+def frobenius_norm(operator: lx.AbstractLinearOperator) -> Array:
+    """Frobenius norm, by a product with every unit vector unless the operator is a matrix."""
+    if isinstance(operator, lx.MatrixLinearOperator):
+        squares = jnp.sum(operator.as_matrix() ** 2)
+    else:
+        size, dtype = operator.in_size(), operator.in_structure().dtype
+
+        def column(j: Array) -> Array:
+            return jnp.sum(operator.mv(jax.nn.one_hot(j, size, dtype=dtype)) ** 2)
+
+        squares = jnp.sum(lax.map(column, jnp.arange(size), batch_size=min(size, 64)))
+    return positive_power(squares, 0.5)
 
 
 @full_precision

@@ -5,13 +5,15 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
+import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from bwflow import _checks, _minima
 from bwflow._types import Scalar
 from bwflow.bures import smoothed_bures
 from bwflow.covariances import Target
-from bwflow.linalg import full_precision
+from bwflow.linalg import full_precision, range_mask
 
 
 def frobenius(W: ArrayLike, target: Target, *, tau: ArrayLike = 0.0) -> Scalar:
@@ -89,9 +91,71 @@ class BuresWasserstein(_Smoothed):
     def __call__(self, W: Array) -> Scalar:
         return smoothed_bures(W, self.target, tau=self.tau)
 
+    def covariance_gradient(self, W: Array) -> lx.AbstractLinearOperator:
+        """Gradient in `W W^T`: `G = I - B (B^T S_tau B)^{-1/2} B^T`, `S_tau = W W^T + tau I`.
+
+        With the thin SVD `Y = U diag(s) V^T` of `Y = [B^T W, sqrt(tau) R^T]` it is `I - C C^T`,
+        `C = B U diag(s)^{-1/2}`, so small eigenvalues of the power are not lost to rounding. The
+        gradient in `W` is `2 G W`.
+
+        Raises
+        ------
+        ValueError
+            If `tau` is 0 and `W` has fewer columns than the target has rank: the loss has no
+            gradient in `W W^T` there. Where the rank is lacking in the values alone, or `tau` is
+            traced, the entries are NaN.
+
+        Notes
+        -----
+        Cost: one SVD of `m x (p + m)`. A target of lower rank than `n` is never `n x n`.
+
+        There is no `error_scale`, by which PrecGD damps a preconditioner of `W^T W`: this loss is
+        as well conditioned in `W` as it can be (its curvature is at most 2), and that would spoil
+        it. There is no `smoothness`: the gradient in `W W^T` is not Lipschitz at `tau = 0`.
+        """
+        W = _checks.end_to_end("W", W, self.target.dim)
+        m, p = self.target.rank, W.shape[1]
+        if p < m and _checks.is_concrete(self.tau) and not np.any(self.tau):
+            raise ValueError(
+                f"tau must be positive, or W have at least {m} columns, as the target has rank "
+                f"{m}: the loss has no gradient in W W^T at tau = 0 below that rank; "
+                f"got tau = 0 and {p} columns."
+            )
+        C = _transport_factor(W, self.target, jnp.asarray(self.tau, W.dtype))
+        if m == W.shape[0]:
+            with full_precision:
+                return _symmetric(jnp.eye(m, dtype=W.dtype) - C @ C.T)
+
+        @full_precision
+        def product(v: Array) -> Array:
+            return v - C @ (C.T @ v)
+
+        structure = jax.ShapeDtypeStruct((W.shape[0],), W.dtype)
+        return lx.FunctionLinearOperator(product, structure, lx.symmetric_tag)
+
+    def gradient_scale(self, W: Array) -> Scalar:
+        """Size of the terms whose difference `covariance_gradient` is: `1 + ||T||`."""
+        C = _transport_factor(W, self.target, jnp.asarray(self.tau, W.dtype))
+        return 1 + jnp.sum(C**2)
+
     def minimum(self, rank: int) -> Scalar:
         """Least loss over matrices of rank at most `rank`."""
         return _minima.minimum(self.target, rank, tau=self.tau)
+
+
+@full_precision
+def _transport_factor(W: Array, target: Target, tau: Array) -> Array:
+    """`C` with `C C^T = B (B^T S_tau B)^{-1/2} B^T`; NaN where that power is infinite."""
+    # In the target's own basis: B^T Q is diagonal for the orthonormal Q of its range.
+    smoothing = jnp.sqrt(tau) * jnp.diag(jnp.sqrt(target.eigenvalues))
+    Y = jnp.concatenate([target.factor.T @ W, smoothing], axis=1)
+    U, s, _ = jnp.linalg.svd(Y, full_matrices=False)
+    s = jnp.where(jnp.all(range_mask(s, max(Y.shape))), s, jnp.nan)
+    return (target.factor @ U) / jnp.sqrt(s)[None, :]
+
+
+def _symmetric(G: Array) -> lx.AbstractLinearOperator:
+    return lx.MatrixLinearOperator(G, lx.symmetric_tag)
 
 
 class Frobenius(_Smoothed):
@@ -106,8 +170,27 @@ class Frobenius(_Smoothed):
     9.0 1.0
     """
 
+    smoothness: ClassVar[float] = 2.0  # Lipschitz constant of the gradient in W W^T
+
     def __call__(self, W: Array) -> Scalar:
         return frobenius(W, self.target, tau=self.tau)
+
+    @full_precision
+    def covariance_gradient(self, W: Array) -> lx.AbstractLinearOperator:
+        """Gradient in `W W^T`: `G = 2 (W W^T + tau I - Sigma0)`; the one in `W` is `2 G W`."""
+        W = _checks.end_to_end("W", W, self.target.dim)
+        eye = jnp.eye(W.shape[0], dtype=W.dtype)
+        tau = jnp.asarray(self.tau, W.dtype)
+        return _symmetric(2 * (W @ W.T - self.target.covariance + tau * eye))
+
+    def gradient_scale(self, W: Array) -> Scalar:
+        """Size of the terms whose difference `covariance_gradient` is."""
+        tau = jnp.asarray(self.tau, W.dtype)
+        return 2 * (jnp.sum(W**2) + jnp.sum(self.target.eigenvalues) + tau)
+
+    def error_scale(self, W: Array) -> Scalar:
+        """`||W W^T + tau I - Sigma0||`, the error itself where `tau` is below the spectrum."""
+        return jnp.sqrt(self(W))
 
     def minimum(self, rank: int) -> Scalar:
         """Least loss over matrices of rank at most `rank`."""

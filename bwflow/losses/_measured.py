@@ -1,0 +1,301 @@
+"""Losses of linear measurements: of `M = W W^T`, or of `M = L R^T` for a `Product`."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, ArrayLike, Float
+
+from bwflow import _checks
+from bwflow._types import Scalar
+from bwflow.factors import Product
+from bwflow.linalg import frobenius_norm, positive_power, symmetrize
+from bwflow.operators import Entries, RankOne
+
+_OPERATOR = "an operator of bwflow.operators, such as bwflow.operators.Dense(matrices)"
+
+
+class _Measured(eqx.Module):
+    """A convex function of `A(M)`."""
+
+    operator: Any
+    y: Float[Array, " m"]
+    convex: ClassVar[bool] = True  # in M
+
+    def __init__(self, operator: Any, y: ArrayLike):
+        if isinstance(operator, type) or not callable(getattr(operator, "adjoint", None)):
+            raise ValueError(f"operator must be {_OPERATOR}; got {_checks.shown(operator)}.")
+        self.operator = operator
+        self.y = _checks.real_array("y", y, ndim=1)
+        if self.y.size != operator.num_measurements:
+            raise ValueError(
+                f"y must have {operator.num_measurements} entries, one for each measurement; "
+                f"got {self.y.size}."
+            )
+
+    def __call__(self, W: Array | Product) -> Scalar:
+        return self._of_measurements(self._measured(W))
+
+    @abstractmethod
+    def _of_measurements(self, z: Float[Array, " m"]) -> Scalar:
+        """The loss where the measurements are `z`."""
+
+    def _measured(self, W: Array | Product) -> Float[Array, " m"]:
+        if isinstance(W, Product):
+            return self.operator(W.left, W.right)
+        n, p = self.operator.shape
+        if n != p:
+            raise ValueError(
+                f"W must be a bwflow.factors.Product, as the operator has shape {(n, p)} and is not"
+                " square; use factorization=bwflow.factors.Rectangular()."
+            )
+        return self.operator(W, W)
+
+    def covariance_gradient(self, W: Array | Product) -> lx.AbstractLinearOperator:
+        """Gradient in `M`: its symmetric part `G` for `M = W W^T`, itself for a `Product`.
+
+        The gradient in `W` is `2 G W`, those in `L` and `R` are `Z R` and `Z^T L`.
+        """
+        slope = self.operator.adjoint(jax.grad(self._of_measurements)(self._measured(W)))
+        if isinstance(W, Product):
+            return slope
+        if isinstance(slope, lx.MatrixLinearOperator):
+            return lx.MatrixLinearOperator(symmetrize(slope.as_matrix()), lx.symmetric_tag)
+        half = jnp.asarray(0.5, self.y.dtype)
+        return lx.TaggedLinearOperator((slope + slope.transpose()) * half, lx.symmetric_tag)
+
+
+class Sensing(_Measured):
+    """`1/2 ||A(M) - y||^2`, for measurements `y = A(M*) + noise`.
+
+    Parameters
+    ----------
+    operator
+        `A`, of `bwflow.operators`.
+    y
+        Measurements.
+    noise_energy
+        What the loss is expected to be at the truth: `m sigma^2 / 2` for noise of standard
+        deviation `sigma`.
+
+    Raises
+    ------
+    ValueError
+        If the operator is none, `y` does not have as many finite entries as it has measurements, or
+        the energy is negative; in a call, if a matrix `W` comes where `A` is not square.
+
+    Notes
+    -----
+    Cost: that of the operator, twice for a gradient.
+
+    References
+    ----------
+    Tong, Ma and Chi (2021), arXiv 2005.08898.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> operator = bw.operators.Dense(jnp.eye(4).reshape(4, 2, 2))
+    >>> loss = bw.losses.Sensing(operator, jnp.zeros(4))
+    >>> float(loss(jnp.eye(2))), loss.covariance_gradient(jnp.eye(2)).as_matrix().tolist()
+    (1.0, [[1.0, 0.0], [0.0, 1.0]])
+    """
+
+    noise_energy: ArrayLike
+
+    def __init__(self, operator: Any, y: ArrayLike, noise_energy: ArrayLike = 0.0):
+        super().__init__(operator, y)
+        _checks.scalar("noise_energy", noise_energy, self.y.dtype, minimum=0.0)
+        self.noise_energy = noise_energy
+
+    def _of_measurements(self, z: Array) -> Scalar:
+        return jnp.sum((z - self.y) ** 2) / 2
+
+    def error_scale(self, W: Array | Product) -> Scalar:
+        """`sqrt|loss - noise_energy|`: `||M - M*||` over the root of 2, where `A` keeps norms."""
+        value = self(W)
+        return positive_power(jnp.abs(value - jnp.asarray(self.noise_energy, value.dtype)), 0.5)
+
+    def statistical_floor(self, rank: int, *, rectangular: bool = False) -> Scalar:
+        """Expected `||M - M*||^2` of least squares of the right rank, `sigma^2` times its freedom.
+
+        `sigma^2 = 2 noise_energy / m`. The freedom is the dimension of the matrices of that rank:
+        `n r - r (r - 1) / 2` for `W W^T`, `(n + p - r) r` for `L R^T`. It is right to first order
+        in the noise for operators that keep norms, `A^* A` about the identity, on these matrices.
+        For symmetric matrices `A` is taken to see the symmetric part of each `A_i`.
+        """
+        n, p = self.operator.shape
+        r = _checks.positive_int("rank", rank)
+        if r > min(n, p):
+            raise ValueError(f"rank must be at most {min(n, p)}; got {r}.")
+        freedom = (n + p - r) * r if rectangular else n * r - r * (r - 1) // 2
+        energy = jnp.asarray(self.noise_energy, self.y.dtype)
+        return 2 * energy / self.y.size * freedom
+
+
+class OneBit(_Measured):
+    """`mean_i [log(1 + e^{z_i}) - y_i z_i]` with `z = A(M)`: logistic regression on labels.
+
+    `y_i` in `[0, 1]` is the label 0 or 1 that was drawn with probability `1 / (1 + e^{-z_i})`, or
+    that probability itself, as for infinitely many draws.
+
+    Raises
+    ------
+    ValueError
+        As `Sensing`, or if a label is outside `[0, 1]`.
+
+    References
+    ----------
+    Zhang, Fattahi and Zhang (2023), arXiv 2206.03345.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> loss = bw.losses.OneBit(bw.operators.Dense(jnp.ones((1, 1, 1))), jnp.array([0.5]))
+    >>> print(loss(jnp.zeros((1, 1))).round(4))
+    0.6931
+    """
+
+    def __init__(self, operator: Any, y: ArrayLike):
+        super().__init__(operator, y)
+        _checks.numbers("y", self.y, self.y.dtype, minimum=0.0, maximum=1.0)
+
+    def _of_measurements(self, z: Array) -> Scalar:
+        return jnp.mean(jax.nn.softplus(z) - self.y * z)
+
+    def error_scale(self, W: Array | Product) -> Scalar:
+        """Frobenius norm of the gradient in `M`, which vanishes at a truth without noise."""
+        return frobenius_norm(self.covariance_gradient(W))
+
+
+class PhaseRetrieval(_Measured):
+    """`1/(2 m) sum_i (a_i^T M a_i - y_i)^2`: squared magnitudes `y_i = ||W*^T a_i||^2`.
+
+    A convex function of `M`, unlike one of `W`.
+
+    Parameters
+    ----------
+    vectors
+        `a_i` in rows, `m x n`.
+    y
+        Squared magnitudes.
+
+    Raises
+    ------
+    ValueError
+        If `vectors` is no finite matrix, or `y` does not have as many finite entries as it has
+        rows.
+
+    References
+    ----------
+    Zhang, Fattahi and Zhang (2023), arXiv 2206.03345.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> loss = bw.losses.PhaseRetrieval(jnp.array([[1.0, 1.0]]), jnp.array([4.0]))
+    >>> float(loss(jnp.ones((2, 1)))), float(loss(jnp.eye(2)))
+    (0.0, 2.0)
+    """
+
+    def __init__(self, vectors: ArrayLike, y: ArrayLike):
+        super().__init__(RankOne(_checks.real_array("vectors", vectors, ndim=2)), y)
+
+    def _of_measurements(self, z: Array) -> Scalar:
+        return jnp.mean((z - self.y) ** 2) / 2
+
+    def error_scale(self, W: Array | Product) -> Scalar:
+        """Frobenius norm of the gradient in `M`, which vanishes at a truth without noise."""
+        return frobenius_norm(self.covariance_gradient(W))
+
+
+class Completion(_Measured):
+    """`1/(2 q) sum (M_ij - y_ij)^2` over the observed entries, `q` their share of all `n p`.
+
+    The share makes it about `||M - M*||^2 / 2`, of incoherent matrices and random entries.
+
+    Parameters
+    ----------
+    rows, columns
+        Indices of the observed entries.
+    y
+        Their values.
+    shape
+        `(n, p)`.
+
+    Raises
+    ------
+    ValueError
+        If the three do not have as many entries, or an index is outside the shape.
+
+    Notes
+    -----
+    Cost: `m r` for `m` observed entries; memory `(n + p) r + m`.
+
+    References
+    ----------
+    Tong, Ma and Chi (2021), arXiv 2005.08898.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> loss = bw.losses.Completion([0, 1], [0, 0], jnp.array([1.0, 2.0]), (2, 2))
+    >>> float(loss(jnp.eye(2)))
+    4.0
+    """
+
+    def __init__(self, rows: Any, columns: Any, y: ArrayLike, shape: tuple[int, int]):
+        super().__init__(Entries(rows, columns, shape), y)
+
+    @property
+    def observed(self) -> float:
+        """Share of the entries that are observed."""
+        n, p = self.operator.shape
+        return self.y.size / (n * p)
+
+    @property
+    def smoothness(self) -> float:
+        """Lipschitz constant of the gradient in `M`, if no entry is observed twice."""
+        return 1 / self.observed
+
+    def _of_measurements(self, z: Array) -> Scalar:
+        return jnp.sum((z - self.y) ** 2) / (2 * self.observed)
+
+    def error_scale(self, W: Array | Product) -> Scalar:
+        """Root of the loss, near `||M - M*||` over the root of 2 for incoherent matrices."""
+        return positive_power(self(W), 0.5)
+
+
+class AbsoluteSensing(_Measured):
+    """`sum_i |z_i - y_i|` with `z = A(M)`, which outliers among the measurements do not move.
+
+    Not smooth: the gradient is that of a sign, 0 at 0. Take Polyak's step
+    (`bwflow.precondition.scale_by_polyak`) or one that falls.
+
+    Raises
+    ------
+    ValueError
+        As `Sensing`.
+
+    References
+    ----------
+    Tong, Ma and Chi (2021), arXiv 2010.13364.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> operator = bw.operators.Dense(jnp.eye(4).reshape(4, 2, 2))
+    >>> float(bw.losses.AbsoluteSensing(operator, jnp.zeros(4))(2.0 * jnp.eye(2)))
+    8.0
+    """
+
+    def _of_measurements(self, z: Array) -> Scalar:
+        return jnp.sum(jnp.abs(z - self.y))
