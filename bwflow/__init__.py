@@ -37,6 +37,7 @@ _MODULES = (
     "plan",
     "plotting",
     "precondition",
+    "problems",
     "progress",
     "report",
     "statistics",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from bwflow import plan as plan
     from bwflow import plotting as plotting
     from bwflow import precondition as precondition
+    from bwflow import problems as problems
     from bwflow import progress as progress
     from bwflow import report as report
     from bwflow import statistics as statistics

@@ -146,6 +146,14 @@ def positive_int(name: str, x: object) -> int:
     return integer(name, x, minimum=1)
 
 
+def pair(name: str, x: object) -> tuple[int, int]:
+    """`x` as a pair of positive integers, the shape of a matrix."""
+    if not isinstance(x, (tuple, list)) or len(x) != 2:
+        raise ValueError(f"{name} must be a pair (n, p) of positive integers; got {shown(x)}.")
+    n, p = (positive_int(f"{name}[{i}]", d) for i, d in enumerate(x))
+    return n, p
+
+
 def widths(name: str, x: Sequence[int]) -> tuple[int, ...]:
     """`x` as a tuple of two or more Python integers of at least one."""
     listed = isinstance(x, Sequence) or (isinstance(x, (np.ndarray, Array)) and x.ndim > 0)

@@ -98,7 +98,7 @@ class Gaussian(eqx.Module):
         _checks.random_key("key", key)
         self.key = key
         self.num_measurements = _checks.positive_int("num_measurements", num_measurements)
-        self.shape = _shape(shape)
+        self.shape = _checks.pair("shape", shape)
 
     @full_precision
     def __call__(self, left: Array, right: Array) -> Float[Array, " m"]:
@@ -210,7 +210,7 @@ class Entries(eqx.Module):
         columns: ArrayLike | Sequence[int],
         shape: tuple[int, int],
     ):
-        self.shape = _shape(shape)
+        self.shape = _checks.pair("shape", shape)
         self.rows = _indices("rows", rows, self.shape[0])
         self.columns = _indices("columns", columns, self.shape[1])
         if self.rows.shape != self.columns.shape:
@@ -270,7 +270,7 @@ class Cosine(eqx.Module):
 
     def __init__(self, key: PRNGKeyArray, num_measurements: int, shape: tuple[int, int]):
         _checks.random_key("key", key)
-        n, p = _shape(shape)
+        n, p = _checks.pair("shape", shape)
         m = _checks.positive_int("num_measurements", num_measurements)
         if m > n * p:
             raise ValueError(f"num_measurements must be at most n p = {n * p}; got {m}.")
@@ -302,13 +302,6 @@ class Cosine(eqx.Module):
     @property
     def _scale(self) -> float:
         return math.sqrt(self.signs.size / self.num_measurements)
-
-
-def _shape(shape: Any) -> tuple[int, int]:
-    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
-        raise ValueError(f"shape must be a pair (n, p); got {_checks.shown(shape)}.")
-    n, p = (_checks.positive_int(f"shape[{i}]", d) for i, d in enumerate(shape))
-    return n, p
 
 
 def _indices(name: str, x: ArrayLike | Sequence[int], size: int) -> Array:

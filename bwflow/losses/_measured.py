@@ -125,8 +125,7 @@ class Sensing(_Measured):
 
         `sigma^2 = 2 noise_energy / m`. The freedom is the dimension of the matrices of that rank:
         `n r - r (r - 1) / 2` for `W W^T`, `(n + p - r) r` for `L R^T`. It is right to first order
-        in the noise for operators that keep norms, `A^* A` about the identity, on these matrices.
-        For symmetric matrices `A` is taken to see the symmetric part of each `A_i`.
+        in the noise for operators that keep the norms of these matrices.
         """
         n, p = self.operator.shape
         r = _checks.positive_int("rank", rank)
