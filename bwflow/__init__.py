@@ -23,6 +23,7 @@ _ROOMS = {
     "Experiment": "experiment",
 }
 _MODULES = (
+    "certificate",
     "covariances",
     "diagnostics",
     "experiment",
@@ -34,6 +35,7 @@ _MODULES = (
     "linalg",
     "losses",
     "operators",
+    "perturbation",
     "plan",
     "plotting",
     "precondition",
@@ -51,6 +53,7 @@ _MODULES = (
 __all__ = [*_ROOMS, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
+    from bwflow import certificate as certificate
     from bwflow import covariances as covariances
     from bwflow import diagnostics as diagnostics
     from bwflow import experiment as experiment
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from bwflow import linalg as linalg
     from bwflow import losses as losses
     from bwflow import operators as operators
+    from bwflow import perturbation as perturbation
     from bwflow import plan as plan
     from bwflow import plotting as plotting
     from bwflow import precondition as precondition

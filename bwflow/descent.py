@@ -108,7 +108,7 @@ def gradient_descent(
         )
     num_steps = _checks.positive_int("num_steps", num_steps)
     save_every = _checks.positive_int("save_every", save_every)
-    check_until(until)
+    check_until(until, loss, params, factorization)
     order = checked_order(order, params)
     dtype = jax.tree.leaves(params)[0].dtype
     trajectory = _descend(

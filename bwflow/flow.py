@@ -137,7 +137,7 @@ def gradient_flow(
     params = checked_start(loss, params, factorization, probe)
     _check_parts(solver, adjoint, progress_meter)
     _checks.function("norm", norm, "the parameters' errors")
-    check_until(until)
+    check_until(until, loss, params, factorization)
     max_steps = _checks.positive_int("max_steps", max_steps)
     dtype = jax.tree.leaves(params)[0].dtype
     times = _checks.numbers("times", times, dtype, ndim=1, increasing=True)
