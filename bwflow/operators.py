@@ -4,6 +4,9 @@ Each operator has `shape` (`n`, `p`), `num_measurements` (`m`) and `adjoint(v)`,
 `sum_i v_i A_i` as a lineax operator. None but `Dense` stores the `A_i`. `Gaussian` and `Cosine` are
 scaled such that `||A(M)||^2` is about `||M||^2`. All are differentiable in the factors.
 
+`Dense`, `Entries` and `Cosine` have `squared_norm`, the largest eigenvalue of `A A^*`; the others
+have none, since it would cost more than many gradients.
+
 Raises
 ------
 ValueError
@@ -67,6 +70,13 @@ class Dense(eqx.Module):
     @full_precision
     def adjoint(self, v: Float[Array, " m"]) -> lx.AbstractLinearOperator:
         return lx.MatrixLinearOperator((_vector(self, v) @ self._flat).reshape(self.shape))
+
+    @property
+    @full_precision
+    def squared_norm(self) -> Float[Array, ""]:
+        """`||A||^2`, from the smaller one of the two Grams: `min(m, n p)^2 max(m, n p)`."""
+        A = self._flat if self.num_measurements <= math.prod(self.shape) else self._flat.T
+        return jnp.linalg.eigvalsh(A @ A.T)[-1]
 
     @property
     def _flat(self) -> Array:
@@ -223,9 +233,17 @@ class Entries(eqx.Module):
     def num_measurements(self) -> int:
         return self.rows.size
 
+    @property
+    def squared_norm(self) -> Int[Array, ""]:
+        """`||A||^2`: how often the entry observed most often is observed; 1 without repetition."""
+        order = jnp.lexsort((self.columns, self.rows))
+        i, j = self.rows[order], self.columns[order]
+        first = jnp.append(True, (i[1:] != i[:-1]) | (j[1:] != j[:-1]))
+        return jnp.max(jnp.zeros_like(i).at[jnp.cumsum(first) - 1].add(1))
+
     def __call__(self, left: Array, right: Array) -> Float[Array, " m"]:
         left, right = _factors(self, left, right)
-        size = max(1, min(self.rows.size, _CHUNK // left.shape[1]))
+        size = max(1, min(self.rows.size, _CHUNK // max(1, left.shape[1])))
         blocks = -(-self.rows.size // size)
         # Padding repeats the first entry; what it gives is cut off.
         padded = [
@@ -287,6 +305,11 @@ class Cosine(eqx.Module):
     def num_measurements(self) -> int:
         return self.drawn.size
 
+    @property
+    def squared_norm(self) -> float:
+        """`||A||^2 = n p / m`: the measurements are orthogonal."""
+        return self.signs.size / self.num_measurements
+
     @full_precision
     def __call__(self, left: Array, right: Array) -> Float[Array, " m"]:
         left, right = _factors(self, left, right)
@@ -301,7 +324,7 @@ class Cosine(eqx.Module):
 
     @property
     def _scale(self) -> float:
-        return math.sqrt(self.signs.size / self.num_measurements)
+        return math.sqrt(self.squared_norm)
 
 
 def _indices(name: str, x: ArrayLike | Sequence[int], size: int) -> Array:

@@ -119,9 +119,9 @@ def one_bit(
     condition: ArrayLike = 1.0,
     sampled: bool = True,
 ) -> Problem:
-    """`OneBit` of labels with probabilities `1 / (1 + e^{-z})`, `z_i = sqrt(m) <A_i, M*>`.
+    """`OneBit` of labels with probabilities `1 / (1 + e^{-z_i})`, `z_i = <A_i, M*>`.
 
-    The entries of the matrices are standard normal. Unless `sampled`, the labels are the
+    The entries of the `A_i` are standard normal. Unless `sampled`, the labels are the
     probabilities themselves, and the truth is the minimiser.
 
     References

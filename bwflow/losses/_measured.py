@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from bwflow import _checks
@@ -42,6 +43,11 @@ class _Measured(eqx.Module):
     @abstractmethod
     def _of_measurements(self, z: Float[Array, " m"]) -> Scalar:
         """The loss where the measurements are `z`."""
+
+    def _smoothness(self, slope: float) -> Scalar | None:
+        """Lipschitz constant of the gradient in `M`, `slope` being that of each measurement's."""
+        squared = getattr(self.operator, "squared_norm", None)
+        return None if squared is None else slope * jnp.asarray(squared, self.y.dtype)
 
     def _measured(self, W: Array | Product) -> Float[Array, " m"]:
         if isinstance(W, Product):
@@ -115,6 +121,11 @@ class Sensing(_Measured):
     def _of_measurements(self, z: Array) -> Scalar:
         return jnp.sum((z - self.y) ** 2) / 2
 
+    @property
+    def smoothness(self) -> Scalar | None:
+        """Lipschitz constant `||A||^2` of the gradient in `M`; `None` if `A` does not tell it."""
+        return self._smoothness(1.0)
+
     def error_scale(self, W: Array | Product) -> Scalar:
         """`sqrt|loss - noise_energy|`: `||M - M*||` over the root of 2, where `A` keeps norms."""
         value = self(W)
@@ -166,6 +177,14 @@ class OneBit(_Measured):
 
     def _of_measurements(self, z: Array) -> Scalar:
         return jnp.mean(jax.nn.softplus(z) - self.y * z)
+
+    @property
+    def smoothness(self) -> Scalar | None:
+        """Lipschitz constant `||A||^2 / (4 m)` of the gradient in `M`; `None` if not known.
+
+        It is the curvature at `A(M) = 0`, which is the largest.
+        """
+        return self._smoothness(1 / (4 * self.y.size))
 
     def error_scale(self, W: Array | Product) -> Scalar:
         """Frobenius norm of the gradient in `M`, which vanishes at a truth without noise."""
@@ -260,9 +279,12 @@ class Completion(_Measured):
         return self.y.size / (n * p)
 
     @property
-    def smoothness(self) -> float:
-        """Lipschitz constant of the gradient in `M`, if no entry is observed twice."""
-        return 1 / self.observed
+    def smoothness(self) -> Scalar | None:
+        """Lipschitz constant of the gradient in `M`: `1 / q` where no entry is observed twice.
+
+        Otherwise it is as many times that as the entry observed most often is. Cost: a sort.
+        """
+        return self._smoothness(1 / self.observed)
 
     def _of_measurements(self, z: Array) -> Scalar:
         return jnp.sum((z - self.y) ** 2) / (2 * self.observed)
@@ -297,4 +319,6 @@ class AbsoluteSensing(_Measured):
     """
 
     def _of_measurements(self, z: Array) -> Scalar:
-        return jnp.sum(jnp.abs(z - self.y))
+        # The slope of `jnp.abs` at 0 is 1.
+        residual = z - self.y
+        return jnp.sum(residual * lax.stop_gradient(jnp.sign(residual)))
