@@ -1,8 +1,9 @@
 """Linear measurements of matrices: `operator(L, R)` is the vector of `<A_i, L R^T>`.
 
-Each operator has `shape` (`n`, `p`), `num_measurements` (`m`) and `adjoint(v)`, the matrix
-`sum_i v_i A_i` as a lineax operator. None but `Dense` stores the `A_i`. `Gaussian` and `Cosine` are
-scaled such that `||A(M)||^2` is about `||M||^2`. All are differentiable in the factors.
+Operators have `shape` (`n`, `p`), `num_measurements` (`m`), `norms` (the `||A_i||`; in `Gaussian`
+what they are near) and `adjoint(v)`, the matrix `sum_i v_i A_i` as a lineax operator. None but
+`Dense` stores the `A_i`. `Gaussian` and `Cosine` are scaled such that `||A(M)||^2` is about
+`||M||^2`. All are differentiable in the factors.
 
 `Dense`, `Entries` and `Cosine` have `squared_norm`, the largest eigenvalue of `A A^*`; the others
 have none, since it would cost more than many gradients.
@@ -62,6 +63,10 @@ class Dense(eqx.Module):
     def num_measurements(self) -> int:
         return self.matrices.shape[0]
 
+    @property
+    def norms(self) -> Float[Array, " m"]:
+        return jnp.linalg.norm(self._flat, axis=1)
+
     @full_precision
     def __call__(self, left: Array, right: Array) -> Float[Array, " m"]:
         left, right = _factors(self, left, right)
@@ -109,6 +114,12 @@ class Gaussian(eqx.Module):
         self.key = key
         self.num_measurements = _checks.positive_int("num_measurements", num_measurements)
         self.shape = _checks.pair("shape", shape)
+
+    @property
+    def norms(self) -> Float[Array, " m"]:
+        return jnp.full(
+            self.num_measurements, math.sqrt(math.prod(self.shape) / self.num_measurements)
+        )
 
     @full_precision
     def __call__(self, left: Array, right: Array) -> Float[Array, " m"]:
@@ -181,6 +192,10 @@ class RankOne(eqx.Module):
     def num_measurements(self) -> int:
         return self.left.shape[0]
 
+    @property
+    def norms(self) -> Float[Array, " m"]:
+        return jnp.linalg.norm(self.left, axis=1) * jnp.linalg.norm(self.right, axis=1)
+
     @full_precision
     def __call__(self, left: Array, right: Array) -> Float[Array, " m"]:
         left, right = _factors(self, left, right)
@@ -232,6 +247,10 @@ class Entries(eqx.Module):
     @property
     def num_measurements(self) -> int:
         return self.rows.size
+
+    @property
+    def norms(self) -> Float[Array, " m"]:
+        return jnp.ones(self.num_measurements)
 
     @property
     def squared_norm(self) -> Int[Array, ""]:
@@ -304,6 +323,10 @@ class Cosine(eqx.Module):
     @property
     def num_measurements(self) -> int:
         return self.drawn.size
+
+    @property
+    def norms(self) -> Float[Array, " m"]:
+        return jnp.full(self.num_measurements, self._scale)
 
     @property
     def squared_norm(self) -> float:

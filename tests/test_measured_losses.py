@@ -2,6 +2,7 @@
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +48,7 @@ def loss_of(kind, p=N):
     return getattr(losses, kind)(operators.Dense(array(matrices(kind, p))), array(Y))
 
 
-def phi(kind, z, p=N):
+def phi(kind, z, p=N, Y=Y):
     """The loss of measurements, its slope, and the largest curvature of a measurement."""
     if kind == "Sensing":
         return np.sum((z - Y) ** 2) / 2, z - Y, 1.0
@@ -128,6 +129,31 @@ def test_losses_are_convex_in_the_covariance(kind):
     found = np.asarray(excess(pairs))
     assert np.min(found) > -1e-11
     assert np.max(found) > 1e-3
+
+
+@pytest.mark.once
+def test_gradient_is_rounded_as_its_scale_says():
+    """In single precision near a truth, where `A(M)` and `y` cancel to a hundredth."""
+    single = lambda x: np.asarray(x, np.float32)
+    W = single(drawn(9, N, 2))
+
+    def near(kind):
+        A = single(matrices(kind, N)).astype(float)
+        z = np.einsum("mij,ir,jr->m", A, W, W, dtype=float)
+        y = single((expit(z) if kind == "OneBit" else z) * 0.99)
+        loss = eqx.tree_at(lambda loss: loss.y, loss_of(kind), y)
+        loss = jax.tree.map(lambda x: x if jnp.result_type(x) == jnp.int32 else single(x), loss)
+        Z = np.einsum("m,mij->ij", phi(kind, z, Y=y.astype(float))[1], A)
+        return loss, (Z + Z.T) / 2
+
+    many, exact = zip(*(near(kind) for kind in LOSSES[:4]), strict=True)
+    found = jax.jit(
+        lambda many, W: [(x.covariance_gradient(W).as_matrix(), x.gradient_scale(W)) for x in many]
+    )(many, W)
+    for (G, scale), expected in zip(found, exact, strict=True):
+        assert G.dtype == np.float32
+        error = np.linalg.norm(np.asarray(G, float) - expected) / np.finfo(np.float32).eps
+        assert 0.01 < error / float(scale) < 1
 
 
 @pytest.mark.once

@@ -67,6 +67,7 @@ def found(request):
             "adjoint": adjoint.as_matrix(),
             "products": (adjoint.mv(x), adjoint.transpose().mv(y)),
             "gradients": jax.grad(weighted, argnums=(0, 1))(*factors),
+            "norms": operator.norms,
             "squared norm": getattr(operator, "squared_norm", None),
         }
 
@@ -107,6 +108,13 @@ def test_squared_norm_is_the_largest_eigenvalue_where_it_is_known(found):
     else:
         largest = np.linalg.norm(np.asarray(said["A"], np.float64).reshape(M, -1), 2) ** 2
         assert_close(said["squared norm"], largest, by_precision(1e-12, 1e-4))
+
+
+def test_norms_are_those_of_the_matrices(found):
+    kind, _, said, _ = found
+    norms = np.sqrt(np.sum(np.asarray(said["A"], np.float64) ** 2, axis=(1, 2)))
+    # Of 12 normal entries the norm deviates by 1/sqrt(24), relatively.
+    assert_close(said["norms"] / norms, np.ones(M), 4 / 24**0.5 if kind == "gaussian" else 1e-6)
 
 
 @pytest.mark.once

@@ -44,6 +44,21 @@ class _Measured(eqx.Module):
     def _of_measurements(self, z: Float[Array, " m"]) -> Scalar:
         """The loss where the measurements are `z`."""
 
+    @abstractmethod
+    def _sizes(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
+        """Sizes of the terms whose differences are the slopes of `_of_measurements`."""
+
+    def gradient_scale(self, W: Array | Product) -> Scalar:
+        """Size of the terms that cancel in `covariance_gradient`, which its rounding goes by.
+
+        `sqrt(sum_i (s_i ||A_i||)^2)`, `s_i` being the size of those in a measurement's slope:
+        roundings are independent. Cost: one of measuring.
+        """
+        z = self._measured(W)
+        return positive_power(
+            jnp.sum((self._sizes(z) * self.operator.norms.astype(z.dtype)) ** 2), 0.5
+        )
+
     def _smoothness(self, slope: float) -> Scalar | None:
         """Lipschitz constant of the gradient in `M`, `slope` being that of each measurement's."""
         squared = getattr(self.operator, "squared_norm", None)
@@ -121,6 +136,9 @@ class Sensing(_Measured):
     def _of_measurements(self, z: Array) -> Scalar:
         return jnp.sum((z - self.y) ** 2) / 2
 
+    def _sizes(self, z: Array) -> Array:
+        return jnp.abs(z) + jnp.abs(self.y)
+
     @property
     def smoothness(self) -> Scalar | None:
         """Lipschitz constant `||A||^2` of the gradient in `M`; `None` if `A` does not tell it."""
@@ -178,6 +196,10 @@ class OneBit(_Measured):
     def _of_measurements(self, z: Array) -> Scalar:
         return jnp.mean(jax.nn.softplus(z) - self.y * z)
 
+    def _sizes(self, z: Array) -> Array:
+        # The curvature is at most 1/4: by so much are roundings of the measurements handed on.
+        return (jax.nn.sigmoid(z) + jnp.abs(z) / 4 + self.y) / z.size
+
     @property
     def smoothness(self) -> Scalar | None:
         """Lipschitz constant `||A||^2 / (4 m)` of the gradient in `M`; `None` if not known.
@@ -227,6 +249,9 @@ class PhaseRetrieval(_Measured):
 
     def _of_measurements(self, z: Array) -> Scalar:
         return jnp.mean((z - self.y) ** 2) / 2
+
+    def _sizes(self, z: Array) -> Array:
+        return (jnp.abs(z) + jnp.abs(self.y)) / z.size
 
     def error_scale(self, W: Array | Product) -> Scalar:
         """Frobenius norm of the gradient in `M`, which vanishes at a truth without noise."""
@@ -289,6 +314,9 @@ class Completion(_Measured):
     def _of_measurements(self, z: Array) -> Scalar:
         return jnp.sum((z - self.y) ** 2) / (2 * self.observed)
 
+    def _sizes(self, z: Array) -> Array:
+        return (jnp.abs(z) + jnp.abs(self.y)) / self.observed
+
     def error_scale(self, W: Array | Product) -> Scalar:
         """Root of the loss, near `||M - M*||` over the root of 2 for incoherent matrices."""
         return positive_power(self(W), 0.5)
@@ -322,3 +350,6 @@ class AbsoluteSensing(_Measured):
         # The slope of `jnp.abs` at 0 is 1.
         residual = z - self.y
         return jnp.sum(residual * lax.stop_gradient(jnp.sign(residual)))
+
+    def _sizes(self, z: Array) -> Array:
+        return jnp.ones_like(z)
