@@ -12,6 +12,20 @@ TARGET = random_target(0, 3, condition=5.0)
 W = gaussian_factors(0, (4, 3))[0]
 S = TARGET.covariance
 PAIR = gaussian_factors(1, (3, 4, 3))
+NORMAL = np.random.default_rng(4).normal(size=27)
+
+
+@jax.jit
+def measured(A, W, y):
+    """Losses, products with their gradients in the covariance, and the scale of an error."""
+    losses = (
+        bw.losses.Sensing(bw.operators.Dense(A), y),
+        bw.losses.PhaseRetrieval(A[:, 0], y),
+        bw.losses.Completion([0, 2, 1], [1, 1, 2], y, (3, 3)),
+    )
+    found = [(loss(W), loss.covariance_gradient(W).mv(W[:, 0])) for loss in losses]
+    return found, losses[0].error_scale(W)
+
 
 # name -> (function, arguments); every argument is differentiated.
 TABLE = {
@@ -98,6 +112,10 @@ TABLE = {
         ],
         (PAIR, gaussian_factors(3, (3, 4, 3)), array(0.5)),
     ),
+    "measured losses": (
+        measured,
+        (array(NORMAL).reshape(3, 3, 3), W, array(NORMAL[:3])),
+    ),
     "starts from a matrix": (
         lambda W, std: (
             *bw.initializers.nystrom(W, std, True)(jax.random.key(0), (4, 2, 3)),
@@ -177,6 +195,7 @@ def test_single_precision_stays_single(name):
         "sample",
         "EndToEnd",
         "Covariance",
+        "measured losses",
     ):
         pytest.skip("closes over a target in the precision of the run")
     single = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
