@@ -67,6 +67,7 @@ def found(request):
             "adjoint": adjoint.as_matrix(),
             "products": (adjoint.mv(x), adjoint.transpose().mv(y)),
             "gradients": jax.grad(weighted, argnums=(0, 1))(*factors),
+            "tangent": jax.jvp(operator, factors, factors)[1],
             "norms": operator.norms,
             "squared norm": getattr(operator, "squared_norm", None),
         }
@@ -86,7 +87,9 @@ def test_operator_measures_products(found):
     if written is not None:
         assert_close(A, written, by_precision(1e-14, 1e-6))
     assert (operator.shape, operator.num_measurements) == ((N, P), M)
-    assert_close(said["value"], np.einsum("mij,ir,jr->m", A, left, right), TOLERANCE)
+    value = np.einsum("mij,ir,jr->m", A, left, right)
+    assert_close(said["value"], value, TOLERANCE)
+    assert_close(said["tangent"], 2 * value, 2 * TOLERANCE)  # along the factors themselves
 
 
 def test_adjoint_sums_the_matrices_and_is_the_transpose(found):
