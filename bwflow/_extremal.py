@@ -1,7 +1,7 @@
 """Smallest eigenvalues of symmetric operators, bounded from below."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +148,7 @@ def _polynomial_bound(alphas: Array, betas: Array, theta: Array, reach: Array) -
         end, _ = lax.scan(step, (one, zero, zero, -jnp.inf * one), (alphas, betas))
         return end[-1] >= reach
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         near, far = bracket
         middle = (near + far) / 2
         inside = reached(theta - jnp.exp(middle))
@@ -163,4 +163,4 @@ def _polynomial_bound(alphas: Array, betas: Array, theta: Array, reach: Array) -
 
 
 def _eps(x: Array) -> float:
-    return cast(float, jnp.finfo(x.dtype).eps)
+    return float(jnp.finfo(x.dtype).eps)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from bwflow import _checks
-from bwflow.certificate import Certifier, certifier
+from bwflow._certifier import Certifier, certifier
 from bwflow.diagnostics import Point
 
 
