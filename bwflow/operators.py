@@ -30,7 +30,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 from bwflow import _checks
 from bwflow.linalg import full_precision
 
-_CHUNK = 2**22  # entries made or gathered at a time
+_CHUNK = 2**20  # entries made or gathered at a time
 
 
 class Dense(eqx.Module):
