@@ -102,9 +102,11 @@ TABLE = {
         (array(0.01), array(0.02), array(2.5)),
     ),
     "optimality_gap": (
-        lambda W, tau: bw.certificate.optimality_gap(
-            bw.losses.BuresWasserstein(TARGET, tau), (W,), trace_bound=2.0
-        ).bound,
+        lambda W, tau: (
+            bw.certificate.optimality_gap(
+                bw.losses.BuresWasserstein(TARGET, tau), (W,), trace_bound=2.0
+            ).bound
+        ),
         (W, array(0.1)),
     ),
     "linear_flow": (lambda W: bw.theory.linear_flow(W, TARGET.factor, 0.2), (W,)),
