@@ -13,7 +13,7 @@ from bwflow import _checks, _extremal
 from bwflow._extremal import Floor, Method
 from bwflow.diagnostics import Point
 from bwflow.factors import Product
-from bwflow.linalg import full_precision
+from bwflow.linalg import after, full_precision
 
 Form: TypeAlias = Literal["dual", "rank_deficiency"]
 
@@ -207,13 +207,3 @@ def certifier(
     key = jax.random.key(0) if key is None else key
     _checks.random_key("key", key)
     return Certifier(trace_bound, smoothness, failure, key, form, method, steps)
-
-
-def after(tree: Any, *earlier: Array) -> Any:
-    """The arrays, computed no sooner than others.
-
-    Batched decompositions in one program of two cores may wait for each other for good, unless
-    one depends on the other by a number.
-    """
-    zero = sum((0 * jnp.sum(jnp.where(jnp.isfinite(x), x, 0)) for x in earlier), start=0.0)
-    return jax.tree.map(lambda x: x + jnp.asarray(zero, x.dtype), tree)

@@ -8,9 +8,10 @@ import optax
 from jaxtyping import Array, ArrayLike
 
 from bwflow import _checks
+from bwflow._gram_scaling import grams_of
 from bwflow._types import Params
 from bwflow.factors import Deep, partial_products
-from bwflow.linalg import full_precision, positive_power
+from bwflow.linalg import after, full_precision, positive_power, range_mask
 
 _DAMPING, _RAISED, _LOWERED = 0.3, 4.0, 3.0
 _RANGE = 1e8  # the multiplier of the damping stays within this factor of one
@@ -189,11 +190,6 @@ def _divided(g: Array, left: _Basis, right: _Basis, depth: int, damping: Array) 
 
 def _bases(factorization: Any, params: Params, depth: int) -> list[tuple[_Basis, _Basis]]:
     """Eigenbases of the Grams of every leaf, roots at the level of rounding set to zero."""
-    if not callable(getattr(factorization, "grams", None)):
-        raise ValueError(
-            "factorization must offer `grams(params, view)`, as those of bwflow.factors do; "
-            f"got {_checks.shown(factorization)}."
-        )
     dtype = jax.tree.leaves(params)[0].dtype
     if isinstance(factorization, Deep) and (depth > 5 or dtype == jnp.float32):
         above, below = partial_products(params)
@@ -203,7 +199,7 @@ def _bases(factorization: Any, params: Params, depth: int) -> list[tuple[_Basis,
             _by_svd,
             params,
         )
-    grams = factorization.grams(params, "end_to_end")
+    grams = grams_of(factorization, params, "end_to_end")
     left, right = [A for A, _ in grams], [B for _, B in grams]
     if isinstance(factorization, Deep):
         left[-1] = right[0] = None  # identities
@@ -213,8 +209,7 @@ def _bases(factorization: Any, params: Params, depth: int) -> list[tuple[_Basis,
 def _paired(left: list, right: list, decompose: Any, params: Params) -> list[tuple[_Basis, _Basis]]:
     """Bases of all matrices, those of one shape in one batch, the batches one after another.
 
-    Batched decompositions that run side by side in one program deadlock XLA's CPU runtime (each
-    waits in a thread of the pool for others of it), and XLA drops an optimisation barrier.
+    See `linalg.after` for why they wait for each other.
     """
     matrices = [*left, *right]
     sides = [side for i in (0, 1) for side in (W.shape[i] for W in jax.tree.leaves(params))]
@@ -226,9 +221,9 @@ def _paired(left: list, right: list, decompose: Any, params: Params) -> list[tup
         where = [i for i, M in enumerate(matrices) if M is not None and M.shape == shape]
         stack = jnp.stack([matrices[i] for i in where])
         if last is not None:
-            stack = stack + 0 * last
+            stack = after(stack, last)
         vectors, roots = decompose(stack)
-        last = roots[0, 0]
+        last = roots
         for i, V, s in zip(where, vectors, roots, strict=True):
             bases[i] = _Basis(V, s)
     depth = len(left)
@@ -238,17 +233,15 @@ def _paired(left: list, right: list, decompose: Any, params: Params) -> list[tup
 def _by_eigh(grams: Array) -> tuple[Array, Array]:
     """Eigenvectors and roots; the roots have half the digits of the Grams."""
     values, vectors = jnp.linalg.eigh(grams)
-    return vectors, _significant(positive_power(values, 0.5), jnp.finfo(values.dtype).eps ** 0.5)
+    return vectors, jnp.where(_kept(values, 100), positive_power(values, 0.5), 0)
 
 
 def _by_svd(products: Array) -> tuple[Array, Array]:
     """The same of `M^T M` from `M`, with all digits."""
     k = products.shape[-1]
     _, roots, Vt = jnp.linalg.svd(products, full_matrices=products.shape[-2] < k)
-    roots = _significant(roots, jnp.finfo(roots.dtype).eps)
+    roots = jnp.where(_kept(roots, 10), roots, 0)
     return jnp.swapaxes(Vt, -1, -2), jnp.pad(roots, ((0, 0), (0, k - roots.shape[-1])))
 
 
-def _significant(roots: Array, rounding: Any) -> Array:
-    largest = jnp.max(roots, axis=-1, keepdims=True)
-    return jnp.where(roots > 10 * rounding * largest, roots, 0)
+_kept = jax.vmap(range_mask, in_axes=(0, None))

@@ -112,7 +112,7 @@ def scale_by_gram(
         if params is None:
             raise ValueError("params must be given to the update of scale_by_gram; got None.")
         factorization = Deep() if factorization is None else factorization
-        grams = _grams(factorization, params, view)
+        grams = grams_of(factorization, params, view)
         leaves, structure = jax.tree.flatten(updates)
         if len(grams) != len(leaves):
             raise ValueError(
@@ -141,7 +141,7 @@ def scale_by_gram(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _grams(factorization: Any, params: Params, view: str | None) -> Grams:
+def grams_of(factorization: Any, params: Params, view: str | None) -> Grams:
     """The Grams in a view, by default that of the covariance where there is one."""
     if not callable(getattr(factorization, "grams", None)):
         raise ValueError(

@@ -14,11 +14,12 @@ from jaxtyping import Array, ArrayLike, PRNGKeyArray
 
 from bwflow import _checks
 from bwflow._certifier import Certificate as Certificate
-from bwflow._certifier import Certifier, Form, after, certifier
+from bwflow._certifier import Certifier, Form, certifier
 from bwflow._extremal import Method
 from bwflow._types import Loss, Params
 from bwflow.diagnostics import Point, Record, checked_start, record, standard
 from bwflow.factors import Deep
+from bwflow.linalg import after
 
 
 def optimality_gap(

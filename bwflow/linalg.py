@@ -5,6 +5,8 @@ with Sylvester equations, in whose solutions only *sums* of singular values occu
 equation is a `lax.custom_linear_solve`, which can be differentiated to any order in any mode.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -29,6 +31,17 @@ def positive_power(x: Array, exponent: ArrayLike) -> Array:
     """`x^exponent` for `x > 0`; below, 0, or 1 for the zeroth power, with a slope of 0."""
     at_zero = jnp.where(jnp.asarray(exponent, x.dtype) == 0, 1, 0).astype(x.dtype)
     return jnp.where(x > 0, jnp.where(x > 0, x, 1) ** exponent, at_zero)
+
+
+def after(tree: Any, *earlier: Array) -> Any:
+    """The arrays, computed no sooner than others.
+
+    Batched decompositions side by side in one program may wait for each other for good in XLA's CPU
+    runtime, each in a thread of the pool that the others need, unless one depends on the other by a
+    number; XLA drops an optimisation barrier.
+    """
+    zero = sum((0 * jnp.sum(jnp.where(jnp.isfinite(x), x, 0)) for x in earlier), start=0.0)
+    return jax.tree.map(lambda x: x + jnp.asarray(zero, x.dtype), tree)
 
 
 @full_precision

@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike, PRNGKeyArray
 from bwflow import _checks, losses, operators
 from bwflow.factors import Product
 from bwflow.linalg import full_precision
+from bwflow.losses._measured import measured
 
 KINDS = ("gaussian", "dense", "rank_one", "cosine")
 
@@ -64,8 +65,7 @@ def sensing(
     m = _checks.positive_int("num_measurements", num_measurements)
     A = _operator(keys[0], operator, m, truth, symmetric=not isinstance(truth, Product))
     sigma = _checks.scalar("noise", noise, truth.dtype, minimum=0.0)
-    z = _measured(A, truth)
-    y = z + jnp.asarray(sigma, z.dtype) * jax.random.normal(keys[1], z.shape, z.dtype)
+    y = _noisy(keys[1], A, truth, sigma)
     return Problem(losses.Sensing(A, y, noise_energy=m * sigma**2 / 2), truth)
 
 
@@ -140,7 +140,7 @@ def one_bit(
     keys, truth = _truth(key, shape, rank, condition)
     m = _checks.positive_int("num_measurements", num_measurements)
     A = operators.Dense(jax.random.normal(keys[0], (m, *_sizes(truth)), truth.dtype))
-    y = jax.nn.sigmoid(_measured(A, truth))
+    y = jax.nn.sigmoid(measured(A, truth))
     if sampled:
         y = jax.random.bernoulli(keys[1], y).astype(y.dtype)
     return Problem(losses.OneBit(A, y), truth)
@@ -173,8 +173,7 @@ def phase_retrieval(
     m = _checks.positive_int("num_measurements", num_measurements)
     sigma = _checks.scalar("noise", noise, truth.dtype, minimum=0.0)
     vectors = jax.random.normal(keys[0], (m, n), truth.dtype)
-    z = _measured(operators.RankOne(vectors), truth)
-    y = z + jnp.asarray(sigma, z.dtype) * jax.random.normal(keys[1], z.shape, z.dtype)
+    y = _noisy(keys[1], operators.RankOne(vectors), truth, sigma)
     return Problem(losses.PhaseRetrieval(vectors, y), truth)
 
 
@@ -208,8 +207,7 @@ def completion(
     n, p = _sizes(truth)
     one, two = jax.random.split(keys[0])
     rows, columns = jax.random.randint(one, (m,), 0, n), jax.random.randint(two, (m,), 0, p)
-    z = _measured(operators.Entries(rows, columns, (n, p)), truth)
-    y = z + jnp.asarray(sigma, z.dtype) * jax.random.normal(keys[1], z.shape, z.dtype)
+    y = _noisy(keys[1], operators.Entries(rows, columns, (n, p)), truth, sigma)
     return Problem(losses.Completion(rows, columns, y, (n, p)), truth)
 
 
@@ -243,10 +241,10 @@ def _sizes(truth: Array | Product) -> tuple[int, int]:
     return truth.shape if isinstance(truth, Product) else (truth.shape[0], truth.shape[0])
 
 
-def _measured(operator: Any, truth: Array | Product) -> Array:
-    if isinstance(truth, Product):
-        return operator(truth.left, truth.right)
-    return operator(truth, truth)
+def _noisy(key: PRNGKeyArray, operator: Any, truth: Array | Product, sigma: Any) -> Array:
+    """Measurements of the truth and normal noise."""
+    z = measured(operator, truth)
+    return z + jnp.asarray(sigma, z.dtype) * jax.random.normal(key, z.shape, z.dtype)
 
 
 def _operator(key: PRNGKeyArray, kind: str, m: int, truth: Any, *, symmetric: bool) -> Any:

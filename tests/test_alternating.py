@@ -10,8 +10,6 @@ from helpers import assert_close, by_precision, gaussian_factors, random_target
 
 import bwflow as bw
 
-pytestmark = pytest.mark.once
-
 TARGET = random_target(0, 3, condition=5.0)
 FROBENIUS = bw.losses.Frobenius(TARGET)
 LAYERS = gaussian_factors(1, (3, 4, 2, 3))

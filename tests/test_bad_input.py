@@ -672,7 +672,7 @@ rows(
         "None": (None, A_LOSS + "got None"),
         "name": ("frobenius", A_LOSS + "got 'frobenius'"),
         "number": (0.1, A_LOSS + "got 0.1"),
-        "class": (bw.losses.Frobenius, A_LOSS + r"got <class 'bwflow.losses.*Frobenius'>"),
+        "class": (bw.losses.Frobenius, A_LOSS + r"got <class 'bwflow.losses._targets.Frobenius'>"),
         "without argument": (lambda: 0.0, A_LOSS + r".* takes \(\): too many positional arguments"),
         "unbound": (bw.frobenius, A_LOSS + r".*missing a required argument: 'target'"),
         "no scalar": (lambda W: W, r"loss must return a real scalar; got "),

@@ -13,8 +13,6 @@ from jax.tree_util import Partial
 import bwflow as bw
 from bwflow import initializers
 
-pytestmark = pytest.mark.once
-
 KEY = jax.random.key(0)
 DTYPE = np.dtype(jnp.result_type(float))
 EXACT = by_precision(1e-12, 2e-5)

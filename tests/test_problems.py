@@ -11,8 +11,6 @@ import bwflow as bw
 from bwflow import problems
 from bwflow.factors import Product, Rectangular, Symmetric
 
-pytestmark = pytest.mark.once
-
 KEY = jax.random.key(3)
 MADE = {
     "dense": lambda key: problems.sensing(key, 5, rank=2, num_measurements=9, condition=4.0),

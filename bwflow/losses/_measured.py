@@ -19,6 +19,19 @@ from bwflow.operators import Entries, RankOne
 _OPERATOR = "an operator of bwflow.operators, such as bwflow.operators.Dense(matrices)"
 
 
+def measured(operator: Any, W: Array | Product) -> Float[Array, " m"]:
+    """Measurements of `W W^T`, or of a `Product`."""
+    if isinstance(W, Product):
+        return operator(W.left, W.right)
+    n, p = operator.shape
+    if n != p:
+        raise ValueError(
+            f"W must be a bwflow.factors.Product, as the operator has shape {(n, p)} and is not"
+            " square; use factorization=bwflow.factors.Rectangular()."
+        )
+    return operator(W, W)
+
+
 class _Measured(eqx.Module):
     """A convex function of `A(M)`."""
 
@@ -38,7 +51,7 @@ class _Measured(eqx.Module):
             )
 
     def __call__(self, W: Array | Product) -> Scalar:
-        return self._of_measurements(self._measured(W))
+        return self._of_measurements(measured(self.operator, W))
 
     @abstractmethod
     def _of_measurements(self, z: Float[Array, " m"]) -> Scalar:
@@ -54,7 +67,7 @@ class _Measured(eqx.Module):
         `sqrt(sum_i (s_i ||A_i||)^2)`, `s_i` being the size of those in a measurement's slope:
         roundings are independent. Cost: one of measuring.
         """
-        z = self._measured(W)
+        z = measured(self.operator, W)
         return positive_power(
             jnp.sum((self._sizes(z) * self.operator.norms.astype(z.dtype)) ** 2), 0.5
         )
@@ -64,23 +77,13 @@ class _Measured(eqx.Module):
         squared = getattr(self.operator, "squared_norm", None)
         return None if squared is None else slope * jnp.asarray(squared, self.y.dtype)
 
-    def _measured(self, W: Array | Product) -> Float[Array, " m"]:
-        if isinstance(W, Product):
-            return self.operator(W.left, W.right)
-        n, p = self.operator.shape
-        if n != p:
-            raise ValueError(
-                f"W must be a bwflow.factors.Product, as the operator has shape {(n, p)} and is not"
-                " square; use factorization=bwflow.factors.Rectangular()."
-            )
-        return self.operator(W, W)
-
     def covariance_gradient(self, W: Array | Product) -> lx.AbstractLinearOperator:
         """Gradient in `M`: its symmetric part `G` for `M = W W^T`, itself for a `Product`.
 
         The gradient in `W` is `2 G W`, those in `L` and `R` are `Z R` and `Z^T L`.
         """
-        slope = self.operator.adjoint(jax.grad(self._of_measurements)(self._measured(W)))
+        z = measured(self.operator, W)
+        slope = self.operator.adjoint(jax.grad(self._of_measurements)(z))
         if isinstance(W, Product):
             return slope
         if isinstance(slope, lx.MatrixLinearOperator):
