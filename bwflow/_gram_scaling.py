@@ -12,7 +12,7 @@ from bwflow import _checks
 from bwflow._pairs import VIEWS
 from bwflow._types import Grams, Params
 from bwflow.factors import Deep
-from bwflow.linalg import frobenius_norm, full_precision, positive_power
+from bwflow.linalg import after, frobenius_norm, full_precision, positive_power
 
 RULES = ("error_scale", "value", "gradient_norm")
 Damping: TypeAlias = ArrayLike | optax.Schedule | Literal["error_scale", "value", "gradient_norm"]
@@ -129,14 +129,15 @@ def scale_by_gram(
             if gram is None:
                 return g
             lowest = 4 * gram.shape[0] * jnp.finfo(dtype).eps if floor is None else floor
-            return inverse(gram, g, eta, jnp.asarray(lowest, dtype), normalize)
+            # A decomposition waits for what it divides, which may come of one itself; see `after`.
+            return inverse(after(gram, g), g, eta, jnp.asarray(lowest, dtype), normalize)
 
+        steps: list[Array] = []
         with full_precision:
-            leaves = [
-                divided(divided(g, left).T, right).T
-                for g, (left, right) in zip(leaves, grams, strict=True)
-            ]
-        return jax.tree.unflatten(structure, leaves), GramState(state.step + 1)
+            for g, (left, right) in zip(leaves, grams, strict=True):
+                g = after(g, *steps[-1:])
+                steps.append(divided(divided(g, left).T, right).T)
+        return jax.tree.unflatten(structure, steps), GramState(state.step + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
