@@ -1,8 +1,11 @@
 """Every public function under jit, vmap and both modes of differentiation, in both precisions."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import array, assert_close, by_precision, gaussian_factors, random_target
 
@@ -164,14 +167,25 @@ def test_jit_and_vmap_agree_with_eager_evaluation(name):
             assert_close(actual, expected, by_precision(1e-11, 2e-4))
 
 
+@cache
+def linearized(name):
+    """A direction and its derivative, a cotangent and its pullback, in one program."""
+    function, arguments = TABLE[name]
+    direction, cotangent = tangents(arguments, 0), tangents(function(*arguments), 1)
+
+    @jax.jit
+    def both(arguments, direction, cotangent):
+        forward = jax.jvp(function, arguments, direction)[1]
+        return forward, jax.vjp(function, *arguments)[1](cotangent)
+
+    forward, pulled = both(arguments, direction, cotangent)
+    return direction, forward, cotangent, pulled
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_forward_and_reverse_modes_are_transposes(name):
-    function, arguments = TABLE[name]
-    direction = tangents(arguments, 0)
-    value, forward = jax.jvp(function, arguments, direction)
-    _, pull = jax.vjp(function, *arguments)
-    cotangent = tangents(value, 1)
-    expected = inner(pull(cotangent), direction)
+    direction, forward, cotangent, pulled = linearized(name)
+    expected = inner(pulled, direction)
     assert np.isfinite(expected)
     assert_close(inner(cotangent, forward), expected, by_precision(1e-10, 1e-3))
 
@@ -180,14 +194,15 @@ def test_forward_and_reverse_modes_are_transposes(name):
 @pytest.mark.parametrize("name", TABLE)
 def test_forward_derivative_matches_differences(name):
     function, arguments = TABLE[name]
-    direction, h = tangents(arguments, 0), 2e-6
+    direction, forward = linearized(name)[:2]
+    h = 2e-6
     moved = lambda t: function(*jax.tree.map(lambda x, d: x + t * d, arguments, direction))
-    _, forward = jax.jvp(function, arguments, direction)
     slopes = jax.tree.map(lambda a, b: (a - b) / (2 * h), moved(h), moved(-h))
     for actual, expected in zip(jax.tree.leaves(forward), jax.tree.leaves(slopes), strict=True):
         assert_close(actual, expected, 1e-7)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", TABLE)
 def test_single_precision_stays_single(name):
     function, arguments = TABLE[name]
@@ -207,19 +222,21 @@ def test_single_precision_stays_single(name):
     ):
         pytest.skip("closes over a target in the precision of the run")
     single = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(function(*single)))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(jax.eval_shape(function, *single)))
 
 
+@pytest.mark.once
 def test_whole_runs_stay_in_the_precision_of_their_start():
     single = jax.tree.map(lambda x: x.astype(jnp.float32), (TARGET, PAIR))
     loss = bw.losses.BuresWasserstein(single[0], 0.1)
-    import optax
 
-    flow = bw.gradient_flow(
-        loss, single[1], times=[0.0, 0.1], rtol=1e-4, atol=1e-5, until=bw.until.gap(1e-3)
-    )
-    descent = bw.gradient_descent(
-        loss, single[1], optax.adam(0.01), num_steps=2, until=bw.until.gradient_norm(1e-3)
-    )
-    for run in (flow, descent):
-        assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((run.probes, run.factors)))
+    def runs(start):
+        flow = bw.gradient_flow(
+            loss, start, times=[0.0, 0.1], rtol=1e-4, atol=1e-5, until=bw.until.gap(1e-3)
+        )
+        descent = bw.gradient_descent(
+            loss, start, optax.adam(0.01), num_steps=2, until=bw.until.gradient_norm(1e-3)
+        )
+        return [(run.probes, run.factors) for run in (flow, descent)]
+
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(jax.eval_shape(runs, single[1])))
