@@ -1,20 +1,31 @@
 """Preconditioned descent of deep factorisations, for losses that are well conditioned in `W`."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, ArrayLike
 
 from bwflow import _checks
-from bwflow._gram_scaling import grams_of
-from bwflow._types import Params
-from bwflow.factors import Deep, partial_products
-from bwflow.linalg import after, full_precision, positive_power, range_mask
+from bwflow._gauss_newton import Model, model
+from bwflow._types import Factors
+from bwflow.factors import VIEWS, Deep
+from bwflow.linalg import full_precision, positive_power
 
 _DAMPING, _RAISED, _LOWERED = 0.3, 4.0, 3.0
 _RANGE = 1e8  # the multiplier of the damping stays within this factor of one
+_PAIRS = 8
+
+
+class Memory(NamedTuple):
+    """Changes of `W` and of half its gradient over the last steps, newest last; zero if unused."""
+
+    end_to_end: Array
+    gradient: Array  # at the last point; NaN if nothing is known of it
+    steps: Array
+    changes: Array
 
 
 class DeepPrecGDState(NamedTuple):
@@ -22,77 +33,86 @@ class DeepPrecGDState(NamedTuple):
 
     damping: Array
     value: Array
-    grad: Params
+    grad: Factors
+    memory: Memory | None
 
 
-class _Basis(NamedTuple):
-    """Eigenvectors and square roots of eigenvalues of a Gram; no vectors for an identity."""
+def deep_precgd(
+    learning_rate: ArrayLike = 1.0, *, view: Literal["end_to_end", "covariance"] = "end_to_end"
+) -> optax.GradientTransformationExtraArgs:
+    """Gauss-Newton descent of all layers, damped by the roots of their Grams, with memory in `W`.
 
-    vectors: Array | None
-    roots: Array
+    Layers `W_j + D_j` of a network change `W` by `J D = sum_j A_j D_j B_j` to first order, with
+    `A_j = W_{>j}` and `B_j = W_{<j}`. With `z = sqrt(value)` and `|M| = (M^T M)^{1/2}`, the step is
+    what three iterations of preconditioned conjugate gradients find of
 
+        (J^T J + d_j |A_j| (x) |B_j^T|) D = J^T E,    d_j = 0.3 mu z^{1 - 1/N} m / ||W_j||,
 
-def deep_precgd(learning_rate: ArrayLike = 1.0) -> optax.GradientTransformationExtraArgs:
-    """Block Gauss-Newton descent of all layers, damped by the roots of their Grams.
-
-    With the Grams `A_j^T A_j = U diag(a^2) U^T` and `B_j B_j^T = V diag(b^2) V^T` of
-    `A_j = W_{>j}`, `B_j = W_{<j}`, and `z = sqrt(value)`, layer `j` of `N` moves by
-
-        D_j = -learning_rate U [U^T g_j V / (2 N a^2 b^2 + 2 d_j a b)] V^T,
-        d_j = 0.3 mu z^{1 - 1/N} m / ||W_j||,
-
-    where `a b` stands for the outer product, norms are divided by the root of the layer's smaller
-    side and `m` is their geometric mean. A step that does not lower the loss is refused (the
-    parameters stay) and `mu`, at first 1, is raised fourfold; else it is divided by 3.
+    times the learning rate, where norms are divided by the root of the layer's smaller side and `m`
+    is their geometric mean. `E` is the step of L-BFGS in `W`, begun with a Hessian of `2 I`: `-G/2`
+    at first, for which `J^T E` are the layers' own gradients `-g_j / 2`. A step that does not lower
+    the loss is refused (the parameters stay), what `E` remembers is dropped, and `mu`, at first 1,
+    is raised fourfold; else it is divided by 3. Where a layer is narrower than `W` has rows, an
+    update does this twice.
 
     Parameters
     ----------
     learning_rate
         Factor on all steps. One is right for losses whose Hessian in `W` is at most `2 I`, as that
-        of the Bures-Wasserstein loss, smoothed or not, and about `2 I` where it matters.
+        of the Bures-Wasserstein loss, smoothed or not, and for the other view those whose Hessian
+        in `W W^T` is about `I`, as that of `losses.Sensing` with many measurements.
+    view
+        `"end_to_end"` for losses that are well conditioned in `W`. In the view `"covariance"`, for
+        those of `W W^T`, `J D` is `X + X^T` with `X = sum_j A_j D_j B_j W^T`, its right-hand side
+        `-g_j`, `z = sqrt(2 value)`, `2 N` stands for `N`, and nothing is remembered.
 
     Returns
     -------
     optax.GradientTransformationExtraArgs
-        Its update takes `params` and by name `value`, `value_fn` and, if it is not
-        `bwflow.factors.Deep()`, `factorization`. It stands alone, or last in a chain.
+        Its update takes `params`, the layers, and by name `value`, `value_fn` and, where it is
+        given, `factorization`. It stands alone, or last in a chain.
 
     Raises
     ------
     ValueError
-        If the learning rate is not a positive finite number; in the update, if an argument is
-        missing or the factorisation has no Grams.
+        If the learning rate is not a positive finite number or the view unknown; in the update, if
+        an argument is missing or the factorisation is not `bwflow.factors.Deep()`.
 
     Notes
     -----
-    It sees gradients, Grams and values, and no minimiser in closed form. If a target is known, that
-    one is a single step away: a balanced splitting of the minimising `W` (`split_evenly`). The rule
-    is for where the factors' own path matters, or where there is no closed form.
+    It sees gradients of layers, their products and values, and no minimiser in closed form. If a
+    target is known, that one is a single step away: a balanced splitting of the minimising `W`
+    (`split_evenly`). The rule is for where the factors' own path matters, or where there is no
+    closed form.
 
     Why it works. The loss has a Hessian in `W` of at most `2 I`, hence
-    `L(W + E) <= L(W) + <G, E> + ||E||^2`, least at `E = -G / 2`. If every layer takes an equal
-    share, `A_j D_j B_j = -G / (2 N)`, then `D_j` is the step with no damping. It is exact to first
-    order only. In a mode that all layers share, with scales `s_1, ..., s_N` and product `s`, small
-    beside the distance `z` that it has to go, the share asks for steps far above `s_j`; what
-    reaches `z` together is a step of the order of `z^{1/N}` for every layer. The denominator
-    `z^{1 - 1/N} a b` gives just that. This is an argument for aligned layers; for others it is
-    only measured, in `benchmarks/C0_deep.py`.
+    `L(W + E) <= L(W) + <G, E> + ||E||^2`, least at `E = -G / 2`, whatever the conditioning of the
+    target: what the step of the layers has to make of `W` is known, and Gauss-Newton finds who
+    makes it. It is exact to first order only. In a mode that all layers share, with scales
+    `s_1, ..., s_N` and product `s`, small beside the distance `z` that it has to go, it asks for
+    steps far above `s_j`; what reaches `z` together is a step of the order of `z^{1/N}` for every
+    layer. A denominator `z^{1 - 1/N} a b` gives just that, for singular values `a` of `A_j` and `b`
+    of `B_j`. Few iterations, since the coupled system gives a mode to the layers that move it most
+    easily, and damping is right for shares about equal.
+
+    Through a bottleneck `k` below the rank of the target, the Hessian in `W` is as small as
+    `2 (1 - sqrt(lambda_{k+1} / lambda_k))` in the direction that turns the range of `W`, and with
+    smoothing about `2 (1 - tau / lambda)`: this is what the memory is for. It lives in `W`, where
+    the Hessian changes little, and not in the layers, whose Hessian changes as they do. What is
+    known is the bound and the first-order model, for aligned layers the damping; that it arrives,
+    and in how many steps, is only measured, in `benchmarks/C0_deep.py`.
 
     Where it does not work. Modes whose `a` or `b` is at the rounding of the largest carry no
-    information and do not move. Where several layers lack a mode, as at zero, all gradients vanish
-    there, and a multiple of the identity is tried on every layer instead, kept if it lowers the
-    loss.
-
-    Where the target has more ranks than the bottleneck `k`, the last layer alone can turn the range
-    of `W`, and takes its share of the step only: the error shrinks by `1 - (1 - q) / N` a step, for
-    `q = lambda_{k+1} / lambda_k`. Where `tau` is not small beside the eigenvalues of the target,
-    the Hessian in `W` is not near `2 I`, and the rate depends on `tau / lambda`. Both are quicker
-    than descent, but not independent of conditioning.
+    information and do not move: the product of 32 square Gaussian layers has few others. Where
+    several layers lack a mode, as at zero, all gradients vanish there, and a multiple of the
+    identity is tried on every layer instead, kept if it lowers the loss. A `tau` close to an
+    eigenvalue of the target makes the minimum degenerate, and nothing quick.
 
     Cost: a value and gradient at the new parameters, which `gradient_descent` uses again for the
-    next step, and `2 (N - 1)` eigendecompositions of Grams, for networks deeper than five layers
-    and in single precision singular value decompositions of partial products (Grams have half the
-    digits).
+    next step, `2 (N - 1)` eigendecompositions of Grams, for networks deeper than five layers and in
+    single precision singular value decompositions of partial products (Grams have half the
+    digits), and about `24 N` products; where layers are narrow all this twice. It remembers 16
+    matrices of the size of `W`.
 
     References
     ----------
@@ -111,35 +131,51 @@ def deep_precgd(learning_rate: ArrayLike = 1.0) -> optax.GradientTransformationE
     True
     """
     _checks.scalar("learning_rate", learning_rate, float, positive=True)
+    _checks.choice("view", view, VIEWS)
+    covariance = view == "covariance"
 
-    def init(params: Params) -> DeepPrecGDState:
+    def init(params: Any) -> Any:
         dtype = jax.tree.leaves(params)[0].dtype
         unknown = jnp.asarray(jnp.inf, dtype)
-        return DeepPrecGDState(jnp.ones((), dtype), unknown, jax.tree.map(jnp.zeros_like, params))
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        memory = None if covariance else _forgotten(params)
+        return DeepPrecGDState(jnp.ones((), dtype), unknown, zeros, memory)
 
     def update(
         updates, state, params=None, *, value=None, value_fn=None, factorization=None, **extra
     ):
         value, value_fn = _given("value", value), _given("value_fn", value_fn)
         params = _given("params", params)
-        factorization = Deep() if factorization is None else factorization
+        if not isinstance(factorization, Deep | None):
+            raise ValueError(
+                "factorization must be bwflow.factors.Deep() for deep_precgd; "
+                f"got {_checks.shown(factorization)}."
+            )
         rate = jnp.asarray(learning_rate, value.dtype)
-        with full_precision:
-            steps = _steps(factorization, params, updates, value, state.damping, rate)
-        trial = jax.tree.map(jnp.add, params, steps)
-        # The gradient comes with the value almost for free, and the next step needs it.
-        new_value, new_grad = jax.value_and_grad(value_fn)(trial)
-        accepted = new_value < value
 
-        def choose(new, old):
-            return jax.tree.map(lambda x, y: jnp.where(accepted, x, y), new, old)
+        def moved(_, carry):
+            gone, state = carry
+            here = jax.tree.map(jnp.add, params, gone)
+            steps, memory = _steps(here, state, rate, covariance)
+            steps = jax.tree.map(jnp.add, gone, steps)
+            trial = jax.tree.map(jnp.add, params, steps)
+            # The gradient comes with the value almost for free, and the next step needs it.
+            new_value, new_grad = jax.value_and_grad(value_fn)(trial)
+            accepted = new_value < state.value
 
-        damping = jnp.where(accepted, state.damping / _LOWERED, state.damping * _RAISED)
-        return choose(steps, jax.tree.map(jnp.zeros_like, steps)), DeepPrecGDState(
-            jnp.clip(damping, 1 / _RANGE, _RANGE),
-            jnp.where(accepted, new_value, value),
-            choose(new_grad, updates),
-        )
+            def choose(new, old):
+                return jax.tree.map(lambda x, y: jnp.where(accepted, x, y), new, old)
+
+            damping = jnp.where(accepted, state.damping / _LOWERED, state.damping * _RAISED)
+            return choose(steps, gone), DeepPrecGDState(
+                jnp.clip(damping, 1 / _RANGE, _RANGE),
+                choose(new_value, state.value),
+                choose(new_grad, state.grad),
+                memory if memory is None else choose(memory, _forgotten(params)),
+            )
+
+        start = jax.tree.map(jnp.zeros_like, params), state._replace(value=value, grad=updates)
+        return lax.fori_loop(0, _moves(params), moved, start)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -150,98 +186,63 @@ def _given(name: str, x: Any) -> Any:
     return x
 
 
-def _steps(factorization: Any, params: Params, gradients: Params, value, mu, rate) -> Params:
+def _moves(factors: Factors) -> int:
+    """Two where a bottleneck leaves the Hessian in `W` badly conditioned, else one."""
+    return 2 if min(min(W.shape) for W in factors) < factors[-1].shape[0] else 1
+
+
+def _steps(
+    factors: Factors, state: DeepPrecGDState, rate: Array, covariance: bool
+) -> tuple[Factors, Memory | None]:
     """The steps of all layers; multiples of the identity where the gradients say nothing."""
-    layers, structure = jax.tree.flatten(params)
-    found = jax.tree.leaves(gradients)
-    bases = _bases(factorization, params, len(layers))
-    depth, eps = len(layers), jnp.finfo(value.dtype).eps
-    z = positive_power(value, 0.5)
-    sizes = jnp.stack([jnp.linalg.norm(W) / min(W.shape) ** 0.5 for W in layers])
+    value, mu = state.value, state.damping
+    network = model(factors, covariance)
+    z = positive_power(2 * value if covariance else value, 0.5)
+    sizes = jnp.stack([jnp.linalg.norm(W) / min(W.shape) ** 0.5 for W in factors])
     sizes = jnp.maximum(sizes, jnp.finfo(value.dtype).tiny)
     mean = jnp.exp(jnp.mean(jnp.log(sizes)))
-    dampings = _DAMPING * mu * z ** (1 - 1 / depth) * mean / sizes
-    steps = [
-        -rate * _divided(g, left, right, depth, damping)
-        for g, (left, right), damping in zip(found, bases, dampings, strict=True)
-    ]
+    dampings = _DAMPING * mu * z ** (1 - 1 / network.shared_by) * mean / sizes
+    # Half the gradient is the step in W that the bound on the Hessian asks for.
+    wanted = [-g if covariance else -g / 2 for g in network.rotated(state.grad)]
+    memory = state.memory
+    if memory is not None:
+        memory, correction = _recalled(memory, network, state.grad)
+        wanted = [x + y for x, y in zip(wanted, network.pulled_back(correction), strict=True)]
+    steps = [rate * D for D in network.restored(network.solution(wanted, dampings))]
     # What the step promises to first order; at a saddle it is nothing.
-    promise = -sum(jnp.vdot(g, step) for g, step in zip(found, steps, strict=True))
-    scale = (z / mu) ** (1 / depth)
-    stuck = promise <= eps * value
-    steps = [
-        jnp.where(stuck, scale * jnp.eye(*W.shape, dtype=W.dtype), step)
-        for W, step in zip(layers, steps, strict=True)
-    ]
-    return jax.tree.unflatten(structure, steps)
+    promise = -sum(jnp.vdot(g, D) for g, D in zip(state.grad, steps, strict=True))
+    stuck = promise <= jnp.finfo(value.dtype).eps * value
+    scale = (z / mu) ** (1 / network.shared_by)
+    return tuple(
+        jnp.where(stuck, scale * jnp.eye(*W.shape, dtype=W.dtype), D)
+        for W, D in zip(factors, steps, strict=True)
+    ), memory
 
 
-def _divided(g: Array, left: _Basis, right: _Basis, depth: int, damping: Array) -> Array:
-    """`U [U^T g V / (2 N a^2 b^2 + 2 d a b)] V^T` over the modes above rounding."""
-    U, V = left.vectors, right.vectors
-    core = g if U is None else U.T @ g
-    core = core if V is None else core @ V
-    product = left.roots[:, None] * right.roots[None, :]
-    divisor = 2 * product * (depth * product + damping)
-    core = jnp.where(divisor > 0, core / jnp.where(divisor > 0, divisor, 1), 0)
-    core = core if U is None else U @ core
-    return core if V is None else core @ V.T
+def _forgotten(factors: Factors) -> Memory:
+    shape, dtype = (factors[-1].shape[0], factors[0].shape[1]), factors[0].dtype
+    pairs = jnp.zeros((_PAIRS, *shape), dtype)
+    return Memory(jnp.zeros(shape, dtype), jnp.full(shape, jnp.nan, dtype), pairs, pairs)
 
 
-def _bases(factorization: Any, params: Params, depth: int) -> list[tuple[_Basis, _Basis]]:
-    """Eigenbases of the Grams of every leaf, roots at the level of rounding set to zero."""
-    dtype = jax.tree.leaves(params)[0].dtype
-    if isinstance(factorization, Deep) and (depth > 5 or dtype == jnp.float32):
-        above, below = partial_products(params)
-        return _paired(
-            [None if A is above[-1] else A for A in above],
-            [None if B is below[0] else B.T for B in below],
-            _by_svd,
-            params,
-        )
-    grams = grams_of(factorization, params, "end_to_end")
-    left, right = [A for A, _ in grams], [B for _, B in grams]
-    if isinstance(factorization, Deep):
-        left[-1] = right[0] = None  # identities
-    return _paired(left, right, _by_eigh, params)
+@full_precision
+def _recalled(memory: Memory, network: Model, found: Factors) -> tuple[Memory, Array]:
+    """The memory with the newest pair, and by what it changes the step `-G / 2` in `W`: L-BFGS.
 
-
-def _paired(left: list, right: list, decompose: Any, params: Params) -> list[tuple[_Basis, _Basis]]:
-    """Bases of all matrices, those of one shape in one batch, the batches one after another.
-
-    See `linalg.after` for why they wait for each other.
+    Where the change leads uphill, there is none.
     """
-    matrices = [*left, *right]
-    sides = [side for i in (0, 1) for side in (W.shape[i] for W in jax.tree.leaves(params))]
-    dtype = jax.tree.leaves(params)[0].dtype
-    bases = [_Basis(None, jnp.ones(side, dtype)) for side in sides]
-    shapes = {M.shape for M in matrices if M is not None}
-    last = None
-    for shape in sorted(shapes):
-        where = [i for i, M in enumerate(matrices) if M is not None and M.shape == shape]
-        stack = jnp.stack([matrices[i] for i in where])
-        if last is not None:
-            stack = after(stack, last)
-        vectors, roots = decompose(stack)
-        last = roots
-        for i, V, s in zip(where, vectors, roots, strict=True):
-            bases[i] = _Basis(V, s)
-    depth = len(left)
-    return list(zip(bases[:depth], bases[depth:], strict=True))
-
-
-def _by_eigh(grams: Array) -> tuple[Array, Array]:
-    """Eigenvectors and roots; the roots have half the digits of the Grams."""
-    values, vectors = jnp.linalg.eigh(grams)
-    return vectors, jnp.where(_kept(values, 100), positive_power(values, 0.5), 0)
-
-
-def _by_svd(products: Array) -> tuple[Array, Array]:
-    """The same of `M^T M` from `M`, with all digits."""
-    k = products.shape[-1]
-    _, roots, Vt = jnp.linalg.svd(products, full_matrices=products.shape[-2] < k)
-    roots = jnp.where(_kept(roots, 10), roots, 0)
-    return jnp.swapaxes(Vt, -1, -2), jnp.pad(roots, ((0, 0), (0, k - roots.shape[-1])))
-
-
-_kept = jax.vmap(range_mask, in_axes=(0, None))
+    W, half = Deep().assemble(network.factors), network.gradient(found) / 2
+    known = jnp.isfinite(memory.gradient)
+    S = jnp.concatenate([memory.steps[1:], jnp.where(known, W - memory.end_to_end, 0)[None]])
+    Y = jnp.concatenate([memory.changes[1:], jnp.where(known, half - memory.gradient, 0)[None]])
+    q, weights = half, []
+    curvatures = jnp.sum(S * Y, axis=(1, 2))
+    sound = curvatures > 1e-12 * jnp.sum(Y * Y, axis=(1, 2))
+    inverse = jnp.where(sound, 1 / jnp.where(sound, curvatures, 1), 0)
+    for i in reversed(range(_PAIRS)):
+        weights.append(inverse[i] * jnp.vdot(S[i], q))
+        q = q - weights[-1] * Y[i]
+    for i, weight in enumerate(reversed(weights)):
+        q = q + (weight - inverse[i] * jnp.vdot(Y[i], q)) * S[i]
+    correction = jnp.where(jnp.vdot(q, half) > 0, half - q, 0)
+    return Memory(W, half, S, Y), correction
