@@ -20,12 +20,13 @@ _PAIRS = 8
 
 
 class Memory(NamedTuple):
-    """Changes of `W` and of half its gradient over the last steps, newest last; zero if unused."""
+    """Changes of `W` and of half its gradient over the last steps, in a ring."""
 
     end_to_end: Array
-    gradient: Array  # at the last point; NaN if nothing is known of it
+    half_gradient: Array  # both at the last point
     steps: Array
     changes: Array
+    known: Array  # number of pairs; -1 where not even the last point is known
 
 
 class DeepPrecGDState(NamedTuple):
@@ -138,7 +139,7 @@ def deep_precgd(
         dtype = jax.tree.leaves(params)[0].dtype
         unknown = jnp.asarray(jnp.inf, dtype)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        memory = None if covariance else _forgotten(params)
+        memory = None if covariance else _empty(params)
         return DeepPrecGDState(jnp.ones((), dtype), unknown, zeros, memory)
 
     def update(
@@ -171,7 +172,7 @@ def deep_precgd(
                 jnp.clip(damping, 1 / _RANGE, _RANGE),
                 choose(new_value, state.value),
                 choose(new_grad, state.grad),
-                memory if memory is None else choose(memory, _forgotten(params)),
+                memory and memory._replace(known=jnp.where(accepted, memory.known, -1)),
             )
 
         start = jax.tree.map(jnp.zeros_like, params), state._replace(value=value, grad=updates)
@@ -219,30 +220,37 @@ def _steps(
     ), memory
 
 
-def _forgotten(factors: Factors) -> Memory:
-    shape, dtype = (factors[-1].shape[0], factors[0].shape[1]), factors[0].dtype
-    pairs = jnp.zeros((_PAIRS, *shape), dtype)
-    return Memory(jnp.zeros(shape, dtype), jnp.full(shape, jnp.nan, dtype), pairs, pairs)
+def _empty(factors: Factors) -> Memory:
+    last = jnp.zeros((factors[-1].shape[0], factors[0].shape[1]), factors[0].dtype)
+    pairs = jnp.zeros((_PAIRS, *last.shape), last.dtype)
+    return Memory(last, last, pairs, pairs, jnp.asarray(-1, jnp.int32))
 
 
 @full_precision
 def _recalled(memory: Memory, network: Model, found: Factors) -> tuple[Memory, Array]:
     """The memory with the newest pair, and by what it changes the step `-G / 2` in `W`: L-BFGS.
 
-    Where the change leads uphill, there is none.
+    Where the change leads uphill, there is none. The recursions are of inner products: all vectors
+    are sums of the pairs' and of the gradient.
     """
     W, half = Deep().assemble(network.factors), network.gradient(found) / 2
-    known = jnp.isfinite(memory.gradient)
-    S = jnp.concatenate([memory.steps[1:], jnp.where(known, W - memory.end_to_end, 0)[None]])
-    Y = jnp.concatenate([memory.changes[1:], jnp.where(known, half - memory.gradient, 0)[None]])
-    q, weights = half, []
-    curvatures = jnp.sum(S * Y, axis=(1, 2))
-    sound = curvatures > 1e-12 * jnp.sum(Y * Y, axis=(1, 2))
-    inverse = jnp.where(sound, 1 / jnp.where(sound, curvatures, 1), 0)
-    for i in reversed(range(_PAIRS)):
-        weights.append(inverse[i] * jnp.vdot(S[i], q))
-        q = q - weights[-1] * Y[i]
-    for i, weight in enumerate(reversed(weights)):
-        q = q + (weight - inverse[i] * jnp.vdot(Y[i], q)) * S[i]
-    correction = jnp.where(jnp.vdot(q, half) > 0, half - q, 0)
-    return Memory(W, half, S, Y), correction
+    count = memory.known
+    newest = count % _PAIRS
+    S = memory.steps.at[newest].set(W - memory.end_to_end)
+    Y = memory.changes.at[newest].set(half - memory.half_gradient)
+    vectors = jnp.concatenate([S, Y, half[None]]).reshape(2 * _PAIRS + 1, -1)
+    inner = vectors @ vectors.T
+    last = 2 * _PAIRS
+    q, weights = jax.nn.one_hot(last, last + 1, dtype=W.dtype), []
+    ages = [((newest - age) % _PAIRS, age <= count) for age in range(_PAIRS)]
+    for i, usable in ages:
+        curvature, size = inner[i, _PAIRS + i], inner[_PAIRS + i, _PAIRS + i]
+        sound = usable & (curvature > 1e-12 * size)
+        inverse = jnp.where(sound, 1 / jnp.where(sound, curvature, 1), 0)
+        weights.append((inverse, inverse * (inner[i] @ q)))
+        q = q.at[_PAIRS + i].add(-weights[-1][1])
+    for (i, _), (inverse, weight) in zip(reversed(ages), reversed(weights), strict=True):
+        q = q.at[i].add(weight - inverse * (inner[_PAIRS + i] @ q))
+    downhill = inner[last] @ q > 0
+    correction = jnp.where(downhill, half - (q @ vectors).reshape(W.shape), 0)
+    return Memory(W, half, S, Y, count + 1), correction

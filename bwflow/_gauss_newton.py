@@ -91,8 +91,24 @@ class Model(NamedTuple):
                 for x, p, d in zip(cores, scales, dampings, strict=True)
             ]
 
-        solve = jax.scipy.sparse.linalg.cg
-        return solve(product, found, M=divided, tol=0.0, maxiter=_ITERATIONS)[0]
+        # Not jax's, which begins with a product with zero: products are what this costs.
+        x, r = [jnp.zeros_like(b) for b in found], found
+        p = z = divided(r)
+        rz = _inner(r, z)
+        for last in range(_ITERATIONS):
+            Kp = product(p)
+            curvature = _inner(p, Kp)
+            sound = curvature > 0
+            step = jnp.where(sound, rz / jnp.where(sound, curvature, 1), 0)
+            x = [a + step * b for a, b in zip(x, p, strict=True)]
+            if last == _ITERATIONS - 1:
+                break
+            r = [a - step * b for a, b in zip(r, Kp, strict=True)]
+            z = divided(r)
+            before, rz = rz, _inner(r, z)
+            turn = jnp.where(before > 0, rz / jnp.where(before > 0, before, 1), 0)
+            p = [a + turn * b for a, b in zip(z, p, strict=True)]
+        return x
 
     @full_precision
     def gradient(self, found: Factors) -> Array:
@@ -137,6 +153,10 @@ def model(factors: Factors, covariance: bool) -> Model:
 def _turned(products: Sides, bases: list[_Basis]) -> Sides:
     pairs = zip(products, bases, strict=True)
     return [None if M is None else _between(M, None, basis.vectors) for M, basis in pairs]
+
+
+def _inner(x: list[Array], y: list[Array]) -> Array:
+    return jnp.sum(jnp.stack([jnp.vdot(a, b) for a, b in zip(x, y, strict=True)]))
 
 
 def _between(X: Array, left: Array | None, right: Array | None) -> Array:
