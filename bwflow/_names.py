@@ -56,6 +56,7 @@ Optimizer = Literal[
     "adamaxw",
     "adamw",
     "amsgrad",
+    "deep_precgd",
     "fromage",
     "lamb",
     "lars",

@@ -196,9 +196,9 @@ class DescentSpec(Spec):
     """The gradient descent."""
 
     optimizer: Optimizer = "sgd"
-    """Name of an optax optimiser."""
+    """Name of an optax optimiser, or deep_precgd."""
     learning_rate: float = 0.0
-    """0 takes 1 / (2 N (sqrt(lambda_1) + sqrt(L(0)))^(2 (N-1) / N)), for sgd under the BW loss."""
+    """0 takes 1 for deep_precgd, 1 / (2 N (sqrt(lambda_1) + sqrt(L(0)))^(2 (N-1) / N)) for sgd."""
     num_steps: int = 1000
     """Where runs that have not arrived are censored."""
     total_time: float = 0.0
@@ -345,12 +345,13 @@ class Experiment(Spec):
 
     def _rules(self) -> Rules:
         ruled = self.descent.learning_rate > 0 or (
-            (self.loss, self.descent.optimizer) == ("bures_wasserstein", "sgd")
+            self.loss == "bures_wasserstein" and self.descent.optimizer in ("sgd", "deep_precgd")
         )
         if "descent" in self.dynamics and not ruled:
             raise ValueError(
-                "descent.learning_rate must be positive: 0 stands for a rule that is for sgd under "
-                f"the Bures-Wasserstein loss; got 0 for {self.descent.optimizer} and {self.loss}."
+                "descent.learning_rate must be positive: 0 stands for a rule that is for sgd and "
+                "deep_precgd under the Bures-Wasserstein loss; "
+                f"got 0 for {self.descent.optimizer} and {self.loss}."
             )
         flow, eps = self.flow, 2.0**-52 if self.precision == "float64" else 2.0**-23
         if (

@@ -13,7 +13,7 @@ import optax
 import xarray as xr
 from jaxtyping import Array, PRNGKeyArray
 
-from bwflow import covariances, diagnostics, initializers, losses, plan, until
+from bwflow import covariances, diagnostics, initializers, losses, plan, precondition, until
 from bwflow._trajectory import Trajectory
 from bwflow._types import Factors, Initializer, Loss, Probe, Widths
 from bwflow.covariances import Target
@@ -274,7 +274,7 @@ def cell(experiment: Experiment, target: Target, probe: Probe | None = None):
     stop = until.gap(experiment.tolerance) if experiment.tolerance else None
     flow, descent = experiment.flow, experiment.descent
     solver = getattr(diffrax, flow.solver)()
-    optimizer = getattr(optax, descent.optimizer)
+    optimizer = optimizer_of(descent.optimizer)
     times = _save_times(experiment, target.factor.dtype)
 
     def run_one(*, dynamics, depth, bottleneck, tau, seed) -> Trajectory:
@@ -294,7 +294,10 @@ def cell(experiment: Experiment, target: Target, probe: Probe | None = None):
                 max_steps=flow.max_steps,
                 throw=False,
             )
-        rate = descent.learning_rate or _learning_rate(loss(end_to_end(start)), target, depth)
+        rate = descent.learning_rate
+        if not rate:
+            rule = descent.optimizer == "deep_precgd"
+            rate = 1.0 if rule else _learning_rate(loss(end_to_end(start)), target, depth)
         return gradient_descent(
             loss,
             start,
@@ -307,6 +310,11 @@ def cell(experiment: Experiment, target: Target, probe: Probe | None = None):
         )
 
     return run_one
+
+
+def optimizer_of(name: str) -> Callable[..., optax.GradientTransformation]:
+    """The optimiser of a learning rate that a spec names."""
+    return precondition.deep_precgd if name == "deep_precgd" else getattr(optax, name)
 
 
 def _start(spec: NetworkSpec, target: Target) -> Callable[..., Factors]:

@@ -685,6 +685,24 @@ DESCENT = dataclasses.replace(
 )
 
 
+def test_deep_preconditioning_is_found_by_name_and_has_a_rate_of_one():
+    ds = study.run(
+        dataclasses.replace(DESCENT, descent=DescentSpec(optimizer="deep_precgd", num_steps=3)),
+        progress=False,
+    )
+    target = study.make_target(TINY.target, DTYPE)
+    start = bw.initializers.balanced()(jax.random.key(0), (2, 2), dtype=DTYPE)
+    run = bw.gradient_descent(
+        bw.losses.BuresWasserstein(target, 0.1),
+        start,
+        bw.precondition.deep_precgd(1.0),
+        num_steps=3,
+        until=bw.until.gap(TINY.tolerance),
+    )
+    found = ds["loss"].isel(seed=0).values.ravel()
+    assert_close(found[-1], run.probes["loss"][-1], ROUNDING)
+
+
 def test_other_losses_optimizers_and_starts_are_found_by_name():
     spec = dataclasses.replace(
         DESCENT,

@@ -7,13 +7,13 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import bwflow as bw
 from bwflow import _names, covariances, diagnostics, initializers
 from bwflow._types import Initializer
 from bwflow.experiment import TargetSpec
+from bwflow.study import optimizer_of
 
 pytestmark = pytest.mark.once
 
@@ -85,7 +85,7 @@ def test_optimizers_lower_the_loss():
     def losses():
         return {
             name: bw.gradient_descent(
-                loss, start, getattr(optax, name)(0.01), num_steps=4, save_every=4
+                loss, start, optimizer_of(name)(0.01), num_steps=4, save_every=4
             ).probes["loss"]
             for name in OPTIMIZERS
         }
