@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest
-WORKERS ?= -n 2 --dist loadfile
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo demo-full test test-slow test-float32 soak lint docs-tests notebooks benchmarks constraints clean
 
@@ -23,7 +23,7 @@ test-float32: $(VENV)/.test  ## the same in single precision
 	JAX_ENABLE_X64=0 $(PYTEST) $(WORKERS) $(PYTEST_OPTIONS)
 
 test-slow: $(VENV)/.test  ## whole processes: the demo, notebooks, benchmarks at smoke size
-	JAX_ENABLE_X64=1 $(PYTEST) $(WORKERS) --no-loadscope-reorder -m slow $(PYTEST_OPTIONS)
+	JAX_ENABLE_X64=1 $(PYTEST) $(WORKERS) -m slow $(PYTEST_OPTIONS)
 
 soak: SHELL := bash
 soak: .SHELLFLAGS := -o pipefail -c

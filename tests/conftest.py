@@ -22,8 +22,23 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+# A file is run by one worker, so the longest come first, lest one worker end long after the other.
+LONGEST = (
+    "test_balanced",
+    "test_covariances",
+    "test_flow",
+    "test_stored_studies",
+    "test_statements",
+    "test_transforms",
+    "test_initializers",
+    "test_bad_input",
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Tests of rounding-level accuracy, or of no precision at all, say nothing more in float32."""
+    """Long files first; in float32 without tests of its rounding errors, or of no precision at all."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
     if jax.config.jax_enable_x64:
         return
     reasons = {"float64": "asserts float64 accuracy", "once": "was run in float64"}
