@@ -36,7 +36,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first; in float32 without tests of its rounding errors, or of no precision at all."""
+    """Long files come first; tests of float64 accuracy, or of no precision, are not for float32."""
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
     if jax.config.jax_enable_x64:
