@@ -213,6 +213,55 @@ def test_smoothing_of_the_size_of_eigenvalues_is_answered_by_memory(tau):
     assert np.max(jax.jit(jax.vmap(arrival))(jax.random.split(jax.random.key(0), 20)).hit) <= 50
 
 
+@pytest.mark.slow
+@pytest.mark.float64
+def test_deep_sensing_arrives_whatever_the_conditioning_where_plain_steps_do_not():
+    """Over-parametrised: n = 12, rank 2, three layers of width 5, 300 measurements."""
+
+    problems = [
+        bw.problems.sensing(
+            jax.random.key(3), 12, rank=2, num_measurements=300, condition=condition
+        )
+        for condition in (1.0, 100.0)
+    ]
+    operator = problems[0].loss.operator  # the same for both
+    y = jnp.stack([loss.y for loss, _ in problems])
+    truths = jnp.stack([truth @ truth.T for _, truth in problems])
+
+    def least_error(optimizer, num_steps, y, M, key):
+        def probe(_, factors):
+            W = factors[2] @ factors[1] @ factors[0]
+            return {"error": jnp.linalg.norm(W @ W.T - M) / jnp.linalg.norm(M)}
+
+        run = bw.gradient_descent(
+            bw.losses.Sensing(operator, y),
+            bw.initializers.gaussian(0.3)(key, (5, 5, 5, 12)),
+            optimizer,
+            num_steps=num_steps,
+            save_every=num_steps // 5,
+            probe=probe,
+            throw=False,
+        )
+        return jnp.nanmin(run.probes["error"])
+
+    keys = jax.random.split(jax.random.key(0), 5)
+
+    def errors(make, num_steps, rates):
+        """The least of every run, by rate, problem and key."""
+        run = lambda rate, y, M, key: least_error(make(rate), num_steps, y, M, key)
+        run = jax.vmap(run, (None, None, None, 0))
+        run = jax.vmap(jax.vmap(run, (None, 0, 0, None)), (0, None, None, None))
+        return jax.jit(run)(jnp.array(rates), y, truths, keys)
+
+    quick = errors(lambda rate: deep_precgd(rate, view="covariance"), 40, [1.0])
+    assert np.max(quick) <= 1e-10
+    slow = [
+        errors(optax.sgd, 500, [0.01, 0.03, 0.1, 0.2]),
+        errors(optax.adam, 500, [0.003, 0.01, 0.03, 0.1]),
+    ]
+    assert all(np.min(np.median(found, axis=-1)) > 1e-6 for found in slow)
+
+
 @pytest.mark.float64
 @pytest.mark.parametrize(("widths", "most"), [((6, 6, 6), 1), ((6, 2, 6), 2)])
 def test_a_step_takes_one_value_and_gradient_and_two_at_a_bottleneck(widths, most):
