@@ -406,6 +406,101 @@ def test_plain_descent_with_too_many_columns_is_sublinear(condition, r):
     assert np.all(np.abs(np.array(slopes) + 1) < 0.25)
 
 
+@pytest.mark.slow
+@pytest.mark.float64
+@pytest.mark.parametrize(("condition", "count"), [(1.0, 94), (10.0, 852), (100.0, 7823)])
+def test_plain_descent_of_the_right_width_slows_down_with_the_condition(condition, count):
+    """Within 1.3 of single runs of another implementation, as the counts of PrecGD are."""
+    every = max(1, count // 100)
+    found = errors(optax.sgd(0.2), condition, 2, int(1.4 * count), range(5), save_every=every)
+    assert count / 1.3 <= every * np.median(arrivals(found)) <= count * 1.3
+
+
+def drawn(make, optimizer, r, num_steps, *, seeds=5, save_every=1):
+    """Relative errors of descents from the spectral starts of problems, one for each seed."""
+    made = [make(key) for key in jax.random.split(jax.random.key(5), seeds)]
+    starts = [
+        bw.initializers.spectral(loss)(jax.random.key(0), (r, len(truth)))[0]
+        for loss, truth in made
+    ]
+
+    def run(loss, truth, X):
+        M = truth @ truth.T
+        error = lambda loss, params: {
+            "error": jnp.linalg.norm(params[0] @ params[0].T - M) / jnp.linalg.norm(M)
+        }
+        return bw.gradient_descent(
+            loss, (X,), optimizer, num_steps=num_steps, save_every=save_every, probe=error
+        ).probes["error"]
+
+    (losses, truths), X = jax.tree.map(lambda *x: jnp.stack(x), *made), jnp.stack(starts)
+    return np.asarray(jax.jit(jax.vmap(run))(losses, truths, X))
+
+
+def one_bit(key):
+    return bw.problems.one_bit(
+        key, 20, rank=2, num_measurements=2000, condition=10.0, sampled=False
+    )
+
+
+def phase_retrieval(key):
+    return bw.problems.phase_retrieval(key, 20, num_measurements=600)
+
+
+# Single runs of another implementation: problem, step, r, and iterations to 1e-10 by rule.
+OTHERS = {
+    "one-bit": (one_bit, 0.45, 2, {"sgd": 1008, "precgd": 128, "scaledgd": 128}),
+    "one-bit, too wide": (one_bit, 0.45, 4, {"precgd": 154, "scaledgd": 153}),
+    "phase": (phase_retrieval, 0.05, 1, {"sgd": 160, "precgd": 164, "scaledgd": 159}),
+    "phase, too wide": (phase_retrieval, 0.05, 3, {"precgd": 379, "scaledgd": 176}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.float64
+@pytest.mark.parametrize("case", OTHERS)
+def test_one_bit_sensing_and_phase_retrieval_take_as_many_steps_as_counted(case):
+    make, step, r, counts = OTHERS[case]
+    rules = {
+        "sgd": optax.sgd(step),
+        "precgd": precondition.precgd(step, "gradient_norm"),
+        "scaledgd": precondition.scaledgd(step),
+    }
+    for name, count in counts.items():
+        steps = arrivals(drawn(make, rules[name], r, int(1.4 * count)))
+        assert count / 1.3 <= np.median(steps) <= count * 1.3, name
+    if "sgd" not in counts:
+        late = drawn(make, rules["sgd"], r, 2000, seeds=1, save_every=100)
+        assert late[0, -1] > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.float64
+def test_with_noise_damped_descent_is_at_its_floor_long_before_plain_descent_and_overfits_later():
+    """Taking the noise out of the damping changes little."""
+    noise = 1e-4
+
+    def make(key):
+        return bw.problems.sensing(
+            key, 30, rank=2, num_measurements=600, condition=10.0, noise=noise
+        )
+
+    plain = drawn(make, optax.sgd(0.2), 5, 2500, seeds=3, save_every=10)
+    damped = drawn(make, precondition.precgd(0.2, "value"), 5, 300, seeds=3)
+    rule = precondition.precgd(0.2, "value", noise_energy=600 * noise**2 / 2)
+    corrected = drawn(make, rule, 5, 300, seeds=3)
+    best = damped.min(1)
+
+    def near(found):
+        return np.median((found <= 2 * best[:, None]).argmax(1))
+
+    assert 10 * near(plain) > 30 * near(damped) > 0
+    assert abs(near(corrected) - near(damped)) <= 0.2 * near(damped)
+    assert np.all(np.abs(corrected.min(1) / best - 1) < 0.1)
+    assert np.all(damped[:, -1] > 1.02 * best)
+    assert np.median(damped[:, -1] / best) > 1.1
+
+
 @pytest.mark.float64
 def test_near_a_lower_rank_undamped_scaling_leaps_and_damping_by_the_error_does_not():
     """Extra columns of size `eps`: ScaledGD is thrown the further the smaller they are."""
