@@ -17,6 +17,7 @@ from bwflow.linalg import full_precision, positive_power
 _DAMPING, _RAISED, _LOWERED = 0.3, 4.0, 3.0
 _RANGE = 1e8  # the multiplier of the damping stays within this factor of one
 _PAIRS = 8
+_ITERATIONS = 3  # of conjugate gradients; more resolve layers that the damping should hold back
 
 
 class Memory(NamedTuple):
@@ -96,7 +97,8 @@ def deep_precgd(
     steps far above `s_j`; what reaches `z` together is a step of the order of `z^{1/N}` for every
     layer. A denominator `z^{1 - 1/N} a b` gives just that, for singular values `a` of `A_j` and `b`
     of `B_j`. Few iterations, since the coupled system gives a mode to the layers that move it most
-    easily, and damping is right for shares about equal.
+    easily, and damping is right for shares about equal. Beyond ten layers as wide as `W`, most
+    modes of a product are close to rounding: there one iteration and no memory arrive more often.
 
     Through a bottleneck `k` below the rank of the target, the Hessian in `W` is as small as
     `2 (1 - sqrt(lambda_{k+1} / lambda_k))` in the direction that turns the range of `W`, and with
@@ -141,7 +143,7 @@ def deep_precgd(
         dtype = jax.tree.leaves(params)[0].dtype
         unknown = jnp.asarray(jnp.inf, dtype)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        memory = None if covariance else _empty(params)
+        memory = None if covariance or _lossy(params) else _empty(params)
         return DeepPrecGDState(jnp.ones((), dtype), unknown, zeros, memory)
 
     def update(
@@ -191,7 +193,16 @@ def _given(name: str, x: Any) -> Any:
 
 def _moves(factors: Factors) -> int:
     """Two where a bottleneck leaves the Hessian in `W` badly conditioned, else one."""
-    return 2 if min(min(W.shape) for W in factors) < factors[-1].shape[0] else 1
+    return 2 if _narrow(factors) else 1
+
+
+def _narrow(factors: Factors) -> bool:
+    return min(min(W.shape) for W in factors) < factors[-1].shape[0]
+
+
+def _lossy(factors: Factors) -> bool:
+    """Whether products of the layers keep so few modes that gradients in `W` cannot be told."""
+    return len(factors) > 10 and not _narrow(factors)
 
 
 def _steps(
@@ -211,7 +222,8 @@ def _steps(
     if memory is not None:
         memory, correction = _recalled(memory, network, state.grad)
         wanted = [x + y for x, y in zip(wanted, network.pulled_back(correction), strict=True)]
-    steps = [rate * D for D in network.restored(network.solution(wanted, dampings))]
+    found = network.solution(wanted, dampings, 1 if _lossy(factors) else _ITERATIONS)
+    steps = [rate * D for D in network.restored(found)]
     # What the step promises to first order; at a saddle it is nothing.
     promise = -sum(jnp.vdot(g, D) for g, D in zip(state.grad, steps, strict=True))
     stuck = promise <= jnp.finfo(value.dtype).eps * value

@@ -13,8 +13,6 @@ from bwflow.linalg import after, full_precision, positive_power, range_mask
 
 Sides: TypeAlias = list[Array | None]  # `None` is an identity
 
-_ITERATIONS = 3  # of conjugate gradients; more resolve layers that the damping should hold back
-
 
 class _Basis(NamedTuple):
     """Eigenvectors and square roots of eigenvalues of a Gram; no vectors for an identity."""
@@ -71,7 +69,7 @@ class Model(NamedTuple):
         E = jnp.sum(jnp.stack([_around(x, A, C) for x, A, C in sides]), axis=0)
         return E + E.T if self.covariance else E
 
-    def solution(self, found: list[Array], dampings: Array) -> list[Array]:
+    def solution(self, found: list[Array], dampings: Array, iterations: int) -> list[Array]:
         """About the `D` of `(J^T J + d_j |A_j| (x) |C_j|) D = found`, in the bases.
 
         `|A| = (A^T A)^{1/2}`. Conjugate gradients, preconditioned by the same with all modes shared
@@ -95,13 +93,13 @@ class Model(NamedTuple):
         x, r = [jnp.zeros_like(b) for b in found], found
         p = z = divided(r)
         rz = _inner(r, z)
-        for last in range(_ITERATIONS):
+        for i in range(iterations):
             Kp = product(p)
             curvature = _inner(p, Kp)
             sound = curvature > 0
             step = jnp.where(sound, rz / jnp.where(sound, curvature, 1), 0)
             x = [a + step * b for a, b in zip(x, p, strict=True)]
-            if last == _ITERATIONS - 1:
+            if i == iterations - 1:
                 break
             r = [a - step * b for a, b in zip(r, Kp, strict=True)]
             z = divided(r)
