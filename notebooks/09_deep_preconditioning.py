@@ -366,4 +366,10 @@ if not SMOKE:
 # %% [markdown]
 # ## Answer
 #
-# TODO
+# From Gaussian and orthogonal starts, of full width and through a bottleneck, `deep_precgd` is at a
+# gap of `1e-10` within thirty steps for up to ten layers, at condition numbers 10 and `1e6` alike,
+# without a step size to choose; gradient descent and Adam with the best of theirs need 80 to 510
+# steps for two layers and do not arrive in a thousand for ten. A step costs several of theirs. Ten
+# small layers of full width, 32 layers, and a smoothing at an eigenvalue are beyond it. In deep
+# matrix sensing it is as indifferent to conditioning and depth, with a learning rate to choose when
+# measurements are few.
