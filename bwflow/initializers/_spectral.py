@@ -60,6 +60,9 @@ def spectral(
 
     Notes
     -----
+    Columns beyond the positive eigenvalues of `-G` are zero, and a descent leaves them so: where
+    the minimiser may have more ranks, as of noisy measurements, add a small random matrix.
+
     Cost: one eigendecomposition of `n x n` up to `n = 512`; above, 9 products of the operator with
     `r + 10` vectors and a decomposition of their span (block Krylov).
 
