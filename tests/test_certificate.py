@@ -405,6 +405,25 @@ def test_a_saddle_is_not_certified_and_a_perturbed_descent_leaves_it_and_is():
     assert run.probes["loss"][-1] <= by_precision(1e-5, 1e-3) * gap
 
 
+@pytest.mark.float64
+def test_columns_that_a_spectral_start_leaves_at_zero_stay_there_and_the_certificate_says_so():
+    """Two measurements of the identity; minus the gradient at zero is `diag(3.5, -1.5)`."""
+    A = np.stack([np.diag([3.0, -2.0]), np.diag([0.5, 0.5])])
+    loss = bw.losses.Sensing(bw.operators.Dense(jnp.asarray(A)), jnp.asarray([1.0, 1.0]))
+    (X,) = bw.initializers.spectral(loss)(jax.random.key(0), (2, 2))
+    assert np.all(np.isclose(np.linalg.norm(X, axis=0), 0.0) == [False, True])
+    ends, bounds = [], []
+    for start in (X, X + jnp.array([[0.0, 0.0], [0.0, 1e-3]])):
+        run = bw.gradient_descent(loss, (start,), optax.sgd(0.03), num_steps=2000, save_every=2000)
+        ends.append(float(run.probes["loss"][-1]))
+        bounds.append(float(certificate.optimality_gap(loss, run.factors, trace_bound=2.0).bound))
+    m = 3.5 / 9.25  # least squares over diag(m, 0)
+    best = ((3 * m - 1) ** 2 + (m / 2 - 1) ** 2) / 2
+    assert_close(ends, [best, 0.0], 1e-10)
+    assert bounds[0] >= best > 0.3
+    assert bounds[1] < 1e-5
+
+
 def test_a_run_goes_on_where_there_is_no_certificate_and_stops_once_it_is_not_finite():
     """Smoothing zero that only the values show; and a step that blows up."""
     start = gaussian_factors(1, (2, 5))

@@ -501,6 +501,48 @@ def test_with_noise_damped_descent_is_at_its_floor_long_before_plain_descent_and
     assert np.median(damped[:, -1] / best) > 1.1
 
 
+@pytest.mark.slow
+@pytest.mark.float64
+def test_a_fixed_damping_leaves_a_slow_tail_of_its_size():
+    """Columns to spare grow to the damping's size and then leave as `1/t`; PrecGD has no tail."""
+    tails = []
+    for damping in (5e-3, 5e-4):
+        optimizer = precondition.scaledgd_lambda(0.2, damping)
+        tails.append(errors(optimizer, 10.0, 5, 3000, range(4), save_every=100))
+    large, small = tails
+    assert np.all(np.isinf(arrivals(small)))
+    ratio = np.median(large, axis=0)[5:] / np.median(small, axis=0)[5:]
+    assert np.all((ratio > 5) & (ratio < 20))
+    times = 100 * np.arange(large.shape[1])[10:]
+    slopes = [np.polyfit(np.log(times), np.log(e[10:]), 1)[0] for e in (*large, *small)]
+    assert np.all(np.abs(np.array(slopes) + 1) < 0.25)
+
+
+@pytest.mark.slow
+@pytest.mark.float64
+def test_of_a_matrix_seen_whole_a_fixed_damping_leaves_what_a_small_start_put_beside_it():
+    """Of the order of the start's square, as long as one waits; PrecGD loses that too."""
+    U = jax.random.orthogonal(jax.random.key(0), N)[:, :RANK]
+    loss = bw.losses.Frobenius(bw.Target.from_factor(U * jnp.sqrt(jnp.array([[1.0, 0.1]]))))
+    norm = float(jnp.linalg.norm(loss.target.covariance))
+    drawn = jax.random.normal(jax.random.key(1), (N, 5))
+
+    def left(optimizer):
+        def run(size):
+            return bw.gradient_descent(
+                loss, (size * drawn,), optimizer, num_steps=3000, save_every=100
+            ).probes["loss"]
+
+        return np.sqrt(jax.jit(jax.vmap(run))(jnp.array([1e-3, 1e-5]))) / norm
+
+    # The gradient is 4 (X X^T - M*) X: a step of 0.1 is `mu = 0.4`.
+    floors = left(precondition.scaledgd_lambda(0.1, 5e-3))
+    assert np.all(floors[:, -1] > 0.1 * floors[:, 5])
+    assert np.all(floors[:, -1] / np.array([1e-6, 1e-10]) > 0.1)
+    assert np.all(floors[:, -1] / np.array([1e-6, 1e-10]) < 100.0)
+    assert np.all(left(precondition.precgd(0.1))[:, -1] < 1e-12)
+
+
 @pytest.mark.float64
 def test_near_a_lower_rank_undamped_scaling_leaps_and_damping_by_the_error_does_not():
     """Extra columns of size `eps`: ScaledGD is thrown the further the smaller they are."""
