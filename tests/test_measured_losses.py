@@ -278,6 +278,29 @@ def test_losses_of_entries_and_of_vectors_form_no_matrix_of_the_full_size():
     assert f"{n}x{n}x" not in text.as_text()
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("rule", [bw.precondition.scaledgd(0.5), bw.precondition.precgd(0.5)])
+def test_a_step_of_completion_holds_far_less_than_a_matrix_of_the_full_size(rule):
+    n, r = 5_000, 3
+
+    def step(loss, factors):
+        run = bw.gradient_descent(
+            loss, factors, rule, num_steps=1, factorization=Rectangular(), throw=False
+        )
+        return run.factors, run.probes
+
+    def temporaries(loss):
+        factors = (jnp.ones((n, r)), jnp.ones((n, r)))
+        return jax.jit(step).lower(loss, factors).compile().memory_analysis().temp_size_in_bytes
+
+    full = n**2 * jnp.zeros(()).itemsize
+    entries = losses.Completion(np.arange(100), np.arange(100), np.ones(100), (n, n))
+    assert temporaries(entries) < full / 50
+    # What forms the matrix is seen by this measure.
+    drawn = losses.Sensing(operators.Gaussian(jax.random.key(0), 1, (n, n)), jnp.ones(1))
+    assert temporaries(drawn) > full
+
+
 DENSE = operators.Dense(np.ones((2, 2, 2)))
 TALL = operators.Dense(np.ones((2, 3, 2)))
 REFUSED = {
