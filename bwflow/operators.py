@@ -214,7 +214,8 @@ class RankOne(eqx.Module):
 class Entries(eqx.Module):
     """Observed entries: `<A_i, M> = M[rows[i], columns[i]]`.
 
-    Cost: `m r`; memory `(n + p) r + m` beside a block of gathered rows, also for gradients.
+    Cost: `m r`; memory `(n + p) r + m` beside a block of gathered rows, also for gradients and for
+    products of `adjoint(v)` with many vectors at once.
 
     Examples
     --------
@@ -262,13 +263,7 @@ class Entries(eqx.Module):
 
     def __call__(self, left: Array, right: Array) -> Float[Array, " m"]:
         left, right = _factors(self, left, right)
-        size = max(1, min(self.rows.size, _CHUNK // max(1, left.shape[1])))
-        blocks = -(-self.rows.size // size)
-        # Padding repeats the first entry; what it gives is cut off.
-        padded = [
-            jnp.pad(x, (0, blocks * size - x.size)).reshape(blocks, size)
-            for x in (self.rows, self.columns)
-        ]
+        padded = self._in_blocks(_CHUNK // max(1, left.shape[1]), self.rows, self.columns)
 
         @jax.checkpoint
         def step(_: None, block: list[Array]) -> tuple[None, Array]:
@@ -279,11 +274,23 @@ class Entries(eqx.Module):
 
     def adjoint(self, v: Float[Array, " m"]) -> lx.AbstractLinearOperator:
         v, (n, p) = _vector(self, v), self.shape
+        # A product is made of many vectors at once where it is mapped, hence of fewer entries.
+        padded = self._in_blocks(_CHUNK // 64, self.rows, self.columns, v)
 
         def product(x: Array) -> Array:
-            return jnp.zeros(n, v.dtype).at[self.rows].add(v * x[self.columns])
+            def step(total: Array, block: list[Array]) -> tuple[Array, None]:
+                i, j, w = block
+                return total.at[i].add(w * x[j]), None
+
+            return lax.scan(step, jnp.zeros(n, v.dtype), padded)[0]
 
         return lx.FunctionLinearOperator(product, jax.ShapeDtypeStruct((p,), v.dtype))
+
+    def _in_blocks(self, size: int, *arrays: Array) -> list[Array]:
+        """What belongs to the entries, `size` of them in a row, and zeros at the end."""
+        size = max(1, min(self.rows.size, size))
+        blocks = -(-self.rows.size // size)
+        return [jnp.pad(x, (0, blocks * size - x.size)).reshape(blocks, size) for x in arrays]
 
 
 class Cosine(eqx.Module):

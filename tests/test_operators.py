@@ -176,6 +176,34 @@ def test_observed_entries_are_gathered_block_by_block(monkeypatch):
 
 
 @pytest.mark.once
+def test_many_products_with_observed_entries_are_made_block_by_block(monkeypatch):
+    n, k, m = 3000, 100, 400_000
+    monkeypatch.setattr(operators, "_CHUNK", 2**17)
+
+    def products(rows, columns, v, X):
+        G = operators.Entries(rows, columns, (n, n)).adjoint(v)
+        return [jax.vmap(Z.mv, in_axes=1, out_axes=1)(X) for Z in (G, G.transpose())]
+
+    shapes = [jax.ShapeDtypeStruct((m,), dtype) for dtype in (jnp.int32, jnp.int32, float)]
+    program = jax.jit(products).lower(*shapes, jax.ShapeDtypeStruct((n, k), float)).compile()
+    size = 8 * (4 * m + 8 * n * k + 8 * 2**17)
+    assert program.memory_analysis().temp_size_in_bytes < size < 8 * min(m * k, n * n)
+
+
+@pytest.mark.once
+def test_products_with_observed_entries_do_not_depend_on_the_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    i, j, v, x = rng.integers(0, 5, 23), rng.integers(0, 4, 23), rng.normal(size=23), np.arange(4.0)
+    A = np.zeros((5, 4))
+    np.add.at(A, (i, j), v)
+    for chunk in (1, 64 * 5, 64 * 23, 2**20):
+        monkeypatch.setattr(operators, "_CHUNK", chunk)
+        G = operators.Entries(i, j, (5, 4)).adjoint(array(v))
+        assert_close(G.mv(array(x)), A @ x, 1e-13)
+        assert_close(G.transpose().mv(array(np.arange(5.0))), A.T @ np.arange(5.0), 1e-13)
+
+
+@pytest.mark.once
 def test_redrawn_matrices_are_held_block_by_block(monkeypatch):
     n, m = 32, 10_000
     monkeypatch.setattr(operators, "_CHUNK", 2**14)
