@@ -1,4 +1,4 @@
-"""C2: how far does ScaledGD get, and in how much memory, where no operator is stored?
+"""C2: how far do PrecGD and ScaledGD get, and in how much memory, where no operator is stored?
 
 Completion of a 5,000 x 5,000 matrix of rank 10 and condition number 5 from 500,000 entries, and
 sensing at n = 200, rank 10, m = 5 n r with `bwflow.operators.Gaussian`, drawn again at every use.
@@ -20,15 +20,15 @@ from tqdm.auto import trange
 import bwflow as bw
 from bwflow.factors import Rectangular
 
-RULE = bw.precondition.scaledgd(0.5)
+RULES = {"completion": bw.precondition.precgd(0.5), "sensing": bw.precondition.scaledgd(0.5)}
 
 
-def descend(loss, factors, steps):
+def descend(rule, loss, factors, steps):
     """`steps` iterations, and the loss where they end."""
     found = bw.gradient_descent(
         loss,
         factors,
-        RULE,
+        rule,
         num_steps=steps,
         save_every=steps,
         factorization=Rectangular(),
@@ -58,7 +58,7 @@ def fit(name, problem, error, rank, segments, steps):
     )
     first = spectral.lower(loss).compile()
     factors = first(loss)
-    program = jax.jit(partial(descend, steps=steps)).lower(loss, factors).compile()
+    program = jax.jit(partial(descend, RULES[name], steps=steps)).lower(loss, factors).compile()
     errors = [float(error(factors))]
     with trange(segments, desc=name, unit="segment") as bar:
         for _ in bar:
