@@ -199,7 +199,8 @@ class RankOne(eqx.Module):
     @full_precision
     def __call__(self, left: Array, right: Array) -> Float[Array, " m"]:
         left, right = _factors(self, left, right)
-        return jnp.sum((self.left @ left) * (self.right @ right), axis=1)
+        # Transposed: XLA's CPU backend (jaxlib 0.10.2) sums `vectors @ constant` wrongly.
+        return jnp.sum((left.T @ self.left.T) * (right.T @ self.right.T), axis=0)
 
     def adjoint(self, v: Float[Array, " m"]) -> lx.AbstractLinearOperator:
         v = _vector(self, v)

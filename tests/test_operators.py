@@ -203,6 +203,22 @@ def test_products_with_observed_entries_do_not_depend_on_the_blocks(monkeypatch)
         assert_close(G.transpose().mv(array(np.arange(5.0))), A.T @ np.arange(5.0), 1e-13)
 
 
+@pytest.mark.parametrize("shape", [(600, 20, 16), (3000, 20, 3)])
+def test_rank_one_matrices_measure_factors_that_are_constants_of_the_program(shape):
+    # XLA's CPU backend was seen to sum `vectors @ constant` over memory that nobody had written.
+    m, n, r = shape
+    vectors = drawn(3, m, n)
+
+    @jax.jit
+    def measured(vectors):
+        ones = jnp.ones((n, r))
+        return operators.RankOne(vectors)(ones, ones)
+
+    expected = r * vectors.sum(axis=1) ** 2
+    most = expected.max()
+    assert_close(measured(array(vectors)) / most, expected / most, by_precision(1e-14, 1e-5))
+
+
 @pytest.mark.once
 def test_redrawn_matrices_are_held_block_by_block(monkeypatch):
     n, m = 32, 10_000
