@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from tqdm.auto import tqdm
 
 import bwflow as bw
 from bwflow.factors import Product, Rectangular
@@ -116,9 +117,12 @@ def alternate(sides, start, segments):
 def finish(run, state, errors):
     """Errors up to the tolerance."""
     errors = list(errors)
-    while min(errors) > TOLERANCE and len(errors) < MOST:
-        state, more = run(state)
-        errors.extend(np.asarray(more).tolist())
+    with tqdm(initial=len(errors), total=MOST, desc="to the end", unit="iteration") as bar:
+        while min(errors) > TOLERANCE and len(errors) < MOST:
+            state, more = run(state)
+            errors.extend(np.asarray(more).tolist())
+            bar.update(len(more))
+            bar.set_postfix(error=f"{errors[-1]:.2e}")
     return np.array(errors)
 
 
