@@ -28,7 +28,7 @@ test-float32: $(VENV)/.test  ## the same in single precision
 	$(QUICKLY) JAX_ENABLE_X64=0 $(PYTEST) $(WORKERS) $(PYTEST_OPTIONS)
 
 test-slow: $(VENV)/.test  ## whole processes: the demo, notebooks, benchmarks at smoke size
-	JAX_ENABLE_X64=1 $(PYTEST) $(WORKERS) -m slow $(PYTEST_OPTIONS)
+	$(QUICKLY) JAX_ENABLE_X64=1 $(PYTEST) $(WORKERS) -m slow $(PYTEST_OPTIONS)
 
 soak: SHELL := bash
 soak: .SHELLFLAGS := -o pipefail -c

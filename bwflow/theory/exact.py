@@ -114,18 +114,26 @@ def _rank_one(w0: Float[Array, " n"], Sigma: Float[Array, "n n"], time: Scalar) 
     mass = lam * coordinates**2
     seen = jnp.any(mass > 0)
     mass, top = jnp.where(seen, mass, 1), jnp.where(seen, lam[-1], 1)
-    goal = 2 * time + jnp.log(-jnp.expm1(-2 * time))  # log(e^{2t} - 1)
+    # The unknown is y = 2 lam_1 x - 2 t: of large numbers differences alone keep their digits.
+    goal = jnp.log(-jnp.expm1(-2 * time))  # log(e^{2t} - 1) - 2 t
 
-    def excess(x):
-        exponents = jnp.log(mass) + 4 * lam * x
+    def x_of(y):
+        return jnp.maximum(y + 2 * time, 0) / (2 * top)
+
+    def excess(y):
+        x = x_of(y)
+        exponents = jnp.log(mass) - 4 * (top - lam) * x
         history = _graded_integral(jax.nn.softmax(exponents), lam, x, top)
-        return jnp.log(2.0) + jax.nn.logsumexp(exponents) / 2 + jnp.log(history) - goal
+        return jnp.log(2.0) + jax.nn.logsumexp(exponents) / 2 + jnp.log(history) + y - goal
 
     # The logarithm of the integrand is convex, and its slope is at most 2 lam_1: hence both bounds.
     rates = jnp.stack([top, jnp.where(seen, mass @ lam / jnp.sum(mass), 1)])
-    bounds = jax.nn.softplus(jnp.log(rates) - jnp.log(jnp.sum(mass)) / 2 + goal) / (2 * rates)
-    x = jnp.where(seen, _root(excess, bounds[0], bounds[1]), 0)
-    return Q @ jnp.where(coordinates == 0, 0, jnp.exp(2 * lam * x - 2 * time) * coordinates)
+    size = jax.nn.softplus(jnp.log(rates) - jnp.log(jnp.sum(mass)) / 2 + 2 * time + goal)
+    bounds = top * size / rates - 2 * time
+    rounding = 8 * jnp.finfo(time.dtype).eps * (2 * time + top * size / rates)
+    y = _root(excess, bounds[0] - rounding[0], bounds[1] + rounding[1])
+    growth = jnp.where(seen, y - 2 * (top - lam) * x_of(y), -2 * time)
+    return Q @ jnp.where(coordinates == 0, 0, jnp.exp(growth) * coordinates)
 
 
 def _graded_integral(weights: Array, lam: Array, x: Scalar, top: Scalar) -> Scalar:
