@@ -108,10 +108,11 @@ def deep_precgd(
     and in how many steps, is only measured, in `benchmarks/C0_deep.py`.
 
     Where it does not work. Modes whose `a` or `b` is at the rounding of the largest carry no
-    information and do not move: the product of 32 square Gaussian layers has few others. Where
-    several layers lack a mode, as at zero, all gradients vanish there, and a multiple of the
-    identity is tried on every layer instead, kept if it lowers the loss. A `tau` close to an
-    eigenvalue of the target makes the minimum degenerate, and nothing quick.
+    information and do not move: the product of 32 square Gaussian layers has few others, and that
+    of ten of a tenth of the usual size is slow at a condition of 1e6. Where several layers lack a
+    mode, as at zero, all gradients vanish there, and a multiple of the identity is tried on every
+    layer instead, kept if it lowers the loss. A `tau` close to an eigenvalue of the target makes
+    the minimum degenerate, and nothing quick.
 
     Cost: a value and gradient at the new parameters, which `gradient_descent` uses again for the
     next step, `2 (N - 1)` eigendecompositions of Grams, for networks deeper than five layers and in

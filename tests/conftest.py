@@ -24,6 +24,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 # A file is run by one worker, so the longest come first, lest one worker end long after the other.
 LONGEST = (
+    "test_kills",
+    "test_documents",
+    "test_drawn_input",
+    "test_disk",
+    "test_cli",
     "test_balanced",
     "test_covariances",
     "test_flow",
