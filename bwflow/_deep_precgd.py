@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike
 
 from bwflow import _checks
-from bwflow._gauss_newton import Model, model
+from bwflow._gauss_newton import Model, inner, model
 from bwflow._types import Factors
 from bwflow.factors import VIEWS, Deep
 from bwflow.linalg import full_precision, positive_power
@@ -118,7 +118,8 @@ def deep_precgd(
     next step, `2 (N - 1)` eigendecompositions of Grams, for networks deeper than five layers and in
     single precision singular value decompositions of partial products (Grams have half the
     digits), and about `24 N` products; where layers are narrow all this twice. It remembers 16
-    matrices of the size of `W`.
+    matrices of the size of `W`. A run has no derivatives: those of the
+    decompositions do not exist where eigenvalues repeat.
 
     References
     ----------
@@ -144,7 +145,10 @@ def deep_precgd(
         dtype = jax.tree.leaves(params)[0].dtype
         unknown = jnp.asarray(jnp.inf, dtype)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        memory = None if covariance or _lossy(params) else _empty(params)
+        # What else there may be is refused in the update, which knows the factorisation.
+        layers = tuple(params) if isinstance(params, tuple | list) else ()
+        known = layers and all(W.ndim == 2 for W in layers) and not _lossy(layers)
+        memory = _empty(layers) if known and not covariance else None
         return DeepPrecGDState(jnp.ones((), dtype), unknown, zeros, memory)
 
     def update(
@@ -163,6 +167,7 @@ def deep_precgd(
             gone, state = carry
             here = jax.tree.map(jnp.add, params, gone)
             steps, memory = _steps(here, state, rate, covariance)
+            steps = jax.tree.unflatten(jax.tree.structure(params), steps)
             steps = jax.tree.map(jnp.add, gone, steps)
             trial = jax.tree.map(jnp.add, params, steps)
             # The gradient comes with the value almost for free, and the next step needs it.
@@ -226,7 +231,7 @@ def _steps(
     found = network.solution(wanted, dampings, 1 if _lossy(factors) else _ITERATIONS)
     steps = [rate * D for D in network.restored(found)]
     # What the step promises to first order; at a saddle it is nothing.
-    promise = -sum(jnp.vdot(g, D) for g, D in zip(state.grad, steps, strict=True))
+    promise = -inner(state.grad, steps)
     stuck = promise <= jnp.finfo(value.dtype).eps * value
     scale = (z / mu) ** (1 / network.shared_by)
     return tuple(
@@ -254,18 +259,18 @@ def _recalled(memory: Memory, network: Model, found: Factors) -> tuple[Memory, A
     S = memory.steps.at[newest].set(W - memory.end_to_end)
     Y = memory.changes.at[newest].set(half - memory.half_gradient)
     vectors = jnp.concatenate([S, Y, half[None]]).reshape(2 * _PAIRS + 1, -1)
-    inner = vectors @ vectors.T
+    products = vectors @ vectors.T
     last = 2 * _PAIRS
     q, weights = jax.nn.one_hot(last, last + 1, dtype=W.dtype), []
     ages = [((newest - age) % _PAIRS, age <= count) for age in range(_PAIRS)]
     for i, usable in ages:
-        curvature, size = inner[i, _PAIRS + i], inner[_PAIRS + i, _PAIRS + i]
+        curvature, size = products[i, _PAIRS + i], products[_PAIRS + i, _PAIRS + i]
         sound = usable & (curvature > 1e-12 * size)
         inverse = jnp.where(sound, 1 / jnp.where(sound, curvature, 1), 0)
-        weights.append((inverse, inverse * (inner[i] @ q)))
+        weights.append((inverse, inverse * (products[i] @ q)))
         q = q.at[_PAIRS + i].add(-weights[-1][1])
     for (i, _), (inverse, weight) in zip(reversed(ages), reversed(weights), strict=True):
-        q = q.at[i].add(weight - inverse * (inner[_PAIRS + i] @ q))
-    downhill = inner[last] @ q > 0
+        q = q.at[i].add(weight - inverse * (products[_PAIRS + i] @ q))
+    downhill = products[last] @ q > 0
     correction = jnp.where(downhill, half - (q @ vectors).reshape(W.shape), 0)
     return Memory(W, half, S, Y, count + 1), correction

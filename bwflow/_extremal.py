@@ -120,7 +120,7 @@ def _lanczos(
         size = jnp.maximum(size, jnp.linalg.norm(w))
         alpha, w = v @ w, orthogonal(w, basis)
         beta = jnp.linalg.norm(w)
-        ended = beta <= n * _eps(size) * size
+        ended = beta <= 8 * _eps(size) * size  # rounding is as good a direction as a fresh one
         fresh = jnp.where(ended, drawn(j + 1), w / jnp.where(ended, 1.0, beta))
         fresh = orthogonal(fresh, basis)
         fresh = fresh / jnp.linalg.norm(fresh)

@@ -1,6 +1,6 @@
 """Damped Gauss-Newton steps of all layers of a deep network at once, by conjugate gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -92,10 +92,10 @@ class Model(NamedTuple):
         # Not jax's, which begins with a product with zero: products are what this costs.
         x, r = [jnp.zeros_like(b) for b in found], found
         p = z = divided(r)
-        rz = _inner(r, z)
+        rz = inner(r, z)
         for i in range(iterations):
             Kp = product(p)
-            curvature = _inner(p, Kp)
+            curvature = inner(p, Kp)
             sound = curvature > 0
             step = jnp.where(sound, rz / jnp.where(sound, curvature, 1), 0)
             x = [a + step * b for a, b in zip(x, p, strict=True)]
@@ -103,7 +103,7 @@ class Model(NamedTuple):
                 break
             r = [a - step * b for a, b in zip(r, Kp, strict=True)]
             z = divided(r)
-            before, rz = rz, _inner(r, z)
+            before, rz = rz, inner(r, z)
             turn = jnp.where(before > 0, rz / jnp.where(before > 0, before, 1), 0)
             p = [a + turn * b for a, b in zip(z, p, strict=True)]
         return x
@@ -153,7 +153,8 @@ def _turned(products: Sides, bases: list[_Basis]) -> Sides:
     return [None if M is None else _between(M, None, basis.vectors) for M, basis in pairs]
 
 
-def _inner(x: list[Array], y: list[Array]) -> Array:
+@full_precision
+def inner(x: Sequence[Array], y: Sequence[Array]) -> Array:
     return jnp.sum(jnp.stack([jnp.vdot(a, b) for a, b in zip(x, y, strict=True)]))
 
 

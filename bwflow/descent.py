@@ -82,8 +82,8 @@ def gradient_descent(
     -----
     Cost: one gradient a step; with an `order` one evaluation of the loss and its gradient for each
     block, and with `until` one more. Without `until` the loop has a fixed length and is
-    differentiable in both modes; with it, in forward mode only. A fresh optimiser is a fresh
-    program: keep the object, or sweep its numbers inside one `jax.vmap`.
+    differentiable in both modes where the optimiser is; with it, in forward mode only. A fresh
+    optimiser is a fresh program: keep the object, or sweep its numbers inside one `jax.vmap`.
 
     References
     ----------

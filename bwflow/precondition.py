@@ -100,7 +100,8 @@ def precgd(
 
     Too small a damping is ScaledGD, too large a one gradient descent, with its slow tail where
     there are more columns than ranks. The default takes the loss's own estimate of the error:
-    `sqrt(f)` for sensing, the norm of `G` for other losses. `damping="value"` with `noise_energy`
+    `sqrt(f)` for sensing, completion and `losses.Frobenius`, the norm of `G` for one bit and phase
+    retrieval; a loss that has no `error_scale` is refused. `damping="value"` with `noise_energy`
     takes `sqrt|f - noise_energy|`. Further options are those of `scale_by_gram`.
 
     The papers' step `mu` along `G X` is `learning_rate = mu / 2`.

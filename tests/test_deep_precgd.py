@@ -299,6 +299,32 @@ def test_lowers_to_products_and_decompositions_without_callbacks():
 
 LOSS3 = bw.losses.BuresWasserstein(random_target(1, 3))
 
+
+@pytest.mark.once
+@pytest.mark.usefixtures("as_installed")
+def test_layers_may_be_a_list():
+    start = gaussian_factors(0, (3, 3, 3))
+    ends = [
+        bw.gradient_descent(LOSS3, layers, RULE, num_steps=2).factors
+        for layers in (tuple(start), list(start))
+    ]
+    for one, other in zip(*ends, strict=True):
+        assert_close(one, other, 0.0)
+
+
+@pytest.mark.once
+@pytest.mark.usefixtures("as_installed")
+def test_a_single_matrix_is_refused():
+    with pytest.raises(ValueError, match="factorization must be"):
+        bw.gradient_descent(
+            bw.losses.Frobenius(random_target(1, 3)),
+            jnp.eye(3),
+            RULE,
+            num_steps=1,
+            factorization=bw.factors.Symmetric(),
+        )
+
+
 REFUSED = {
     "no params": ({"params": None}, "params must be given to the update of deep_precgd; got None"),
     "no value": ({"value": None}, "value must be given to the update"),

@@ -1,6 +1,7 @@
 """Preconditioners against their formulas in numpy, their invariance, and published behaviour."""
 
 from functools import partial
+from itertools import product
 
 import equinox as eqx
 import jax
@@ -225,9 +226,9 @@ def test_a_gradient_of_zero_stays_zero_where_the_gram_or_the_loss_is():
     root = jnp.asarray(np.linalg.cholesky(np.diag([2.0, 1.0, 0.5])), float)
     exact = bw.Target.from_factor(root)
     assert float(bw.losses.Frobenius(exact)(root)) == 0.0
-    optimizer = precondition.precgd(0.1, damping="value")
-    for X in (root, jnp.zeros_like(root)):
-        run = lambda s, X=X: bw.gradient_descent(
+    for damping, X in product(("value", "error_scale"), (root, jnp.zeros_like(root))):
+        optimizer = precondition.precgd(0.1, damping)
+        run = lambda s, X=X, optimizer=optimizer: bw.gradient_descent(
             bw.losses.Frobenius(exact), (s * X,), optimizer, num_steps=3
         ).factors[0]
         one = jnp.ones((), DTYPE)

@@ -136,6 +136,16 @@ def test_rank_one_flow_reaches_the_best_column_and_not_infinity():
     assert_close(w, [3.0, 0.0, 0.0], TIGHT)
 
 
+@pytest.mark.parametrize(
+    ("eigenvalues", "time"), [((1.0, 1e-12), 10.0), ((1e3, 1.0), 50.0), ((1.0, 1e-12), 0.1)]
+)
+def test_rank_one_flow_in_a_mode_below_the_largest_is_the_scalar_one(eigenvalues, time):
+    w = theory.rank_one_flow(array([0.0, 1.0]), jnp.diag(array(eigenvalues)), time)
+    end = np.sqrt(eigenvalues[1])
+    expected = end + (1 - end) * np.exp(-2 * time)
+    assert_close(w, [0.0, expected], TIGHT * expected)
+
+
 def test_rank_one_flow_outside_the_range_decays():
     Sigma = jnp.diag(array([4.0, 0.0]))
     w = theory.rank_one_flow(array([0.0, 2.0]), Sigma, 1.5)

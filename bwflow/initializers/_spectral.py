@@ -55,8 +55,7 @@ def spectral(
     ------
     ValueError
         If the loss does not offer `covariance_gradient` or the scale is negative; by the start, if
-        the gradient at zero is not finite, as that of an unsmoothed Bures-Wasserstein loss is, or
-        `r` is above `n` or `p`.
+        the gradient at zero is not finite, as that of an unsmoothed Bures-Wasserstein loss is.
 
     Notes
     -----
@@ -64,7 +63,8 @@ def spectral(
     the minimiser may have more ranks, as of noisy measurements, add a small random matrix.
 
     Cost: one eigendecomposition of `n x n` up to `n = 512`; above, 9 products of the operator with
-    `r + 10` vectors and a decomposition of their span (block Krylov).
+    `r + 10` vectors, fewer where these are more than `n`, and a decomposition of their span (block
+    Krylov).
 
     References
     ----------

@@ -13,7 +13,7 @@ from bwflow import _checks, _minima
 from bwflow._types import Scalar
 from bwflow.bures import smoothed_bures
 from bwflow.covariances import Target
-from bwflow.linalg import full_precision, range_mask
+from bwflow.linalg import full_precision, positive_power, range_mask
 
 
 def frobenius(W: ArrayLike, target: Target, *, tau: ArrayLike = 0.0) -> Scalar:
@@ -190,7 +190,7 @@ class Frobenius(_Smoothed):
 
     def error_scale(self, W: Array) -> Scalar:
         """`||W W^T + tau I - Sigma0||`, the error itself where `tau` is below the spectrum."""
-        return jnp.sqrt(self(W))
+        return positive_power(self(W), 0.5)
 
     def minimum(self, rank: int) -> Scalar:
         """Least loss over matrices of rank at most `rank`."""

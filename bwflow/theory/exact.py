@@ -113,7 +113,8 @@ def _rank_one(w0: Float[Array, " n"], Sigma: Float[Array, "n n"], time: Scalar) 
     lam, coordinates = jnp.maximum(lam, 0), Q.T @ w0
     mass = lam * coordinates**2
     seen = jnp.any(mass > 0)
-    mass, top = jnp.where(seen, mass, 1), jnp.where(seen, lam[-1], 1)
+    top = jnp.where(seen, jnp.max(jnp.where(mass > 0, lam, 0)), 1)
+    mass = jnp.where(seen, mass, 1)
     # The unknown is y = 2 lam_1 x - 2 t: of large numbers differences alone keep their digits.
     goal = jnp.log(-jnp.expm1(-2 * time))  # log(e^{2t} - 1) - 2 t
 
