@@ -5,9 +5,8 @@ CONSTRAINTS ?= -c constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-PYTEST := $(BIN)/python -m pytest
 # Fresh memory is filled, so that reading it before it is written shows (glibc; others ignore it).
-export MALLOC_PERTURB_ := 128
+PYTEST := MALLOC_PERTURB_=128 $(BIN)/python -m pytest
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo demo-full test test-slow test-float32 soak lint docs-tests notebooks benchmarks constraints clean
@@ -18,7 +17,7 @@ demo: $(VENV)/.demo  ## the main job on handwritten digits; OPTIONS="--seeds 128
 demo-full: $(VENV)/.demo  ## the same on the full 8 x 8 images (64 x 64 covariance of rank 61)
 	$(BIN)/bwflow demo --full $(OPTIONS)
 
-# Compilation is half of what tests cost; `make test` leaves out the last round of optimisation, the
+# Compilation is much of what tests cost; `make test` leaves out the last round of optimisation, the
 # others all of it.
 OPTIMISED := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=1"
 QUICKLY := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"

@@ -5,7 +5,6 @@ network, in alternating repeats of one process; what counts is the ratio. The ob
 ends with stands beside the times.
 """
 
-import argparse
 import os
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from _scripts import command_line, save
 
 import bwflow as bw
 
@@ -92,8 +92,7 @@ def main(smoke: bool = False, out: Path = Path("results/benchmarks")) -> xr.Data
     ds["run"].attrs.update(units="s", long_name="time per gradient and network")
     ds["compile"].attrs.update(units="s", long_name="compilation and first run")
     ds["ratio"].attrs.update(units="1", long_name="bwflow time over eigvalsh time, per repeat")
-    out.mkdir(parents=True, exist_ok=True)
-    ds.to_zarr(out / "A0_gradient", mode="w", zarr_format=3, consolidated=False)
+    save(ds, out, "A0_gradient")
     for n in sizes:
         low, middle, high = np.quantile(ds["ratio"].sel(n=n), (0.25, 0.5, 0.75))
         print(f"n={n:3d}  bwflow / eigvalsh autodiff: {middle:.2f} [{low:.2f}, {high:.2f}]")
@@ -101,8 +100,5 @@ def main(smoke: bool = False, out: Path = Path("results/benchmarks")) -> xr.Data
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     jax.config.update("jax_enable_x64", True)
-    main(**vars(parser.parse_args()))
+    command_line(main, __doc__)

@@ -5,7 +5,6 @@ of chunks is held against the whole: the rest is opening the store, writing, log
 Both are taken in the same run, for two runs of equal chunks differ by more than the overhead.
 """
 
-import argparse
 import io
 import os
 import tempfile
@@ -20,6 +19,7 @@ os.environ.setdefault("EQX_ON_ERROR", "nan")
 import jax
 import numpy as np
 import xarray as xr
+from _scripts import command_line, save
 
 import bwflow as bw
 from bwflow import _compute
@@ -85,8 +85,7 @@ def main(smoke: bool = False, out: Path = Path("results/benchmarks")) -> xr.Data
         attrs={"question": __doc__.splitlines()[0], "experiment": experiment.to_json()},
     )
     ds["overhead"].attrs.update(units="1", long_name="whole over computation, less one")
-    out.mkdir(parents=True, exist_ok=True)
-    ds.to_zarr(out / "B0_store", mode="w", zarr_format=3, consolidated=False)
+    save(ds, out, "B0_store")
     low, middle, high = 100 * np.quantile(overhead, (0.25, 0.5, 0.75))
     chunk = np.median(chunks)
     print(f"overhead {middle:.2f} % [{low:.2f}, {high:.2f}] with chunks of {chunk:.1f} s")
@@ -94,8 +93,5 @@ def main(smoke: bool = False, out: Path = Path("results/benchmarks")) -> xr.Data
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     jax.config.update("jax_enable_x64", True)
-    main(**vars(parser.parse_args()))
+    command_line(main, __doc__)

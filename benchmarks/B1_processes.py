@@ -5,7 +5,6 @@ compile cache. Throughput is that of the log, without start-up and compilation: 
 runs of all its chunks but the first over the time from the end of the first to that of the last.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from _scripts import command_line, save
 
 COUNTS = (1, 2)
 
@@ -88,13 +88,9 @@ def main(smoke: bool = False, out: Path = Path("results/benchmarks")) -> xr.Data
         attrs={"question": __doc__.splitlines()[0], "cores": os.cpu_count() or 0},
     )
     ds["throughput"].attrs.update(units="1 / s", long_name="runs per second")
-    out.mkdir(parents=True, exist_ok=True)
-    ds.to_zarr(out / "B1_processes", mode="w", zarr_format=3, consolidated=False)
+    save(ds, out, "B1_processes")
     return ds
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
-    main(**vars(parser.parse_args()))
+    command_line(main, __doc__)

@@ -5,7 +5,6 @@ tau = 0, held to a gap of 1e-10 of the loss at the start. A step's cost is its t
 step of gradient descent, for three layers, n = 64.
 """
 
-import argparse
 import os
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import xarray as xr
+from _scripts import command_line, save
 
 import bwflow as bw
 
@@ -131,15 +131,11 @@ def main(smoke: bool = False, out: Path = Path("results/benchmarks")) -> xr.Data
         low, middle, high = np.quantile(ratio, (0.25, 0.5, 0.75))
         print(f"a step at n={n}, bottleneck {k}: {middle:.2f} [{low:.2f}, {high:.2f}] of descent's")
     ds.attrs.update(question=__doc__.splitlines()[0], gap=GAP, steps=STEPS, n=N, dtype="float64")
-    out.mkdir(parents=True, exist_ok=True)
-    ds.to_zarr(out / "C0_deep", mode="w", zarr_format=3, consolidated=False)
+    save(ds, out, "C0_deep")
     picture(ds, out)
     return ds
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     jax.config.update("jax_enable_x64", True)
-    main(**vars(parser.parse_args()))
+    command_line(main, __doc__)

@@ -6,7 +6,6 @@ on one array, some iterations each in turn; bwflow then goes on to the end. PyTo
 where it is not installed.
 """
 
-import argparse
 import time
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from _scripts import command_line, save
 from tqdm.auto import tqdm
 
 import bwflow as bw
@@ -186,14 +186,10 @@ def main(smoke: bool = False, out: Path = Path("results/benchmarks")) -> xr.Data
         )
     held = loss.operator.matrices.nbytes
     print(f"temporaries of {batch} runs: {temporary / held:.3f} of the {held / 1e9:.2f} GB of A")
-    out.mkdir(parents=True, exist_ok=True)
-    ds.to_zarr(out / "C1_sensing", mode="w", zarr_format=3, consolidated=False)
+    save(ds, out, "C1_sensing")
     return ds
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     jax.config.update("jax_enable_x64", True)
-    main(**vars(parser.parse_args()))
+    command_line(main, __doc__)

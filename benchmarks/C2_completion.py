@@ -5,7 +5,6 @@ sensing at n = 200, rank 10, m = 5 n r with `bwflow.operators.Gaussian`, drawn a
 Errors of completion are those on entries held out. Memory is what the compiled program declares.
 """
 
-import argparse
 import resource
 import sys
 from functools import partial
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from _scripts import command_line, save
 from tqdm.auto import trange
 
 import bwflow as bw
@@ -125,14 +125,10 @@ def main(smoke: bool = False, out: Path = Path("results/benchmarks")) -> xr.Data
         stage=np.array(["start", "descent"], dtype=np.dtypes.StringDType()),
         held=np.array(["arguments and results", "temporaries"], dtype=np.dtypes.StringDType()),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    ds.to_zarr(out / "C2_completion", mode="w", zarr_format=3, consolidated=False)
+    save(ds, out, "C2_completion")
     return ds
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     jax.config.update("jax_enable_x64", True)
-    main(**vars(parser.parse_args()))
+    command_line(main, __doc__)

@@ -118,8 +118,8 @@ def deep_precgd(
     next step, `2 (N - 1)` eigendecompositions of Grams, for networks deeper than five layers and in
     single precision singular value decompositions of partial products (Grams have half the
     digits), and about `24 N` products; where layers are narrow all this twice. It remembers 16
-    matrices of the size of `W`. A run has no derivatives: those of the
-    decompositions do not exist where eigenvalues repeat.
+    matrices of the size of `W`. A run has no derivatives: those of the decompositions do not exist
+    where eigenvalues repeat.
 
     References
     ----------
@@ -147,8 +147,8 @@ def deep_precgd(
         zeros = jax.tree.map(jnp.zeros_like, params)
         # What else there may be is refused in the update, which knows the factorisation.
         layers = tuple(params) if isinstance(params, tuple | list) else ()
-        known = layers and all(W.ndim == 2 for W in layers) and not _lossy(layers)
-        memory = _empty(layers) if known and not covariance else None
+        remembers = layers and all(W.ndim == 2 for W in layers) and not _lossy(layers)
+        memory = _empty(layers) if remembers and not covariance else None
         return DeepPrecGDState(jnp.ones((), dtype), unknown, zeros, memory)
 
     def update(
