@@ -10,6 +10,7 @@ has no cancellation near an optimum; and since `P` is a minimiser, the gradient 
 """
 
 from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,12 @@ from jaxtyping import Array, ArrayLike
 from bwflow import _checks
 from bwflow._types import Scalar
 from bwflow.covariances import Target, covariance_matrix, eigenpairs
-from bwflow.linalg import full_precision, polar, symmetric_sylvester, symmetrize
+from bwflow.linalg import Method, full_precision, polar, symmetric_sylvester, symmetrize
 
 
-def smoothed_bures(W: ArrayLike, target: Target, *, tau: ArrayLike) -> Scalar:
+def smoothed_bures(
+    W: ArrayLike, target: Target, *, tau: ArrayLike, method: Method = "auto"
+) -> Scalar:
     """Smoothed loss of a network, `L_tau(W) = BW^2(W W^T + tau I, Sigma0)`.
 
     Its gradient is `2 (W - B P_1)`, where `[P_1, P_2]` is the polar factor of
@@ -39,6 +42,8 @@ def smoothed_bures(W: ArrayLike, target: Target, *, tau: ArrayLike) -> Scalar:
         Covariance `Sigma0`, `n x n`, of rank `m`.
     tau
         Smoothing, in units of the covariance; not negative.
+    method
+        How the polar factor is computed, see `bwflow.linalg.polar`.
 
     Returns
     -------
@@ -48,13 +53,13 @@ def smoothed_bures(W: ArrayLike, target: Target, *, tau: ArrayLike) -> Scalar:
     Raises
     ------
     ValueError
-        If `W` is not a real floating matrix with as many rows as the target, or if `tau` is not a
-        finite number of at least 0.
+        If `W` is not a real floating matrix with as many rows as the target, if `tau` is not a
+        finite number of at least 0, or if there is no such method.
 
     Notes
     -----
-    Cost: one SVD of an `m x (p + m)` matrix and products of size `n m p`; nothing is `n x n`
-    unless `m = n`. At `tau = 0` the loss has kinks where `rank(B^T W) < min(m, p)`; the
+    Cost: one polar factor of an `m x (p + m)` matrix and products of size `n m p`; nothing is
+    `n x n` unless `m = n`. At `tau = 0` the loss has kinks where `rank(B^T W) < min(m, p)`; the
     subgradient returned there is the one whose polar factor has the rank of `B^T W`. For
     `tau > 0` everything is analytic in `W`. Derivatives in `W`, of any order and mode, are finite
     at repeated singular values. Those in `tau` are for `tau > 0` beyond the first order, since
@@ -75,7 +80,9 @@ def smoothed_bures(W: ArrayLike, target: Target, *, tau: ArrayLike) -> Scalar:
     """
     _checks.instance("target", target, Target, "a bwflow.Target")
     W = _checks.end_to_end("W", W, target.dim)
-    return _distance(W, target, _checks.scalar("tau", tau, W.dtype, minimum=0.0))
+    tau = _checks.scalar("tau", tau, W.dtype, minimum=0.0)
+    _checks.choice("method", method, get_args(Method))
+    return _distance(W, target, tau, method)
 
 
 def bures_wasserstein(A: ArrayLike, B: ArrayLike) -> Scalar:
@@ -119,16 +126,16 @@ def bures_wasserstein(A: ArrayLike, B: ArrayLike) -> Scalar:
 @jax.jit
 def _between(A: Array, B: Array) -> Array:
     W, factor = eigenpairs(symmetrize(A))[0], eigenpairs(symmetrize(B))[0]
-    return _distance(W, Target.from_factor(factor, rank=B.shape[0]), None)
+    return _distance(W, Target.from_factor(factor, rank=B.shape[0]), None, "auto")
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="method")
 @full_precision
-def _distance(W: Array, target: Target, tau: Array | None) -> Array:
+def _distance(W: Array, target: Target, tau: Array | None, method: Method) -> Array:
     """`BW^2(W W^T + tau I, B B^T)`; `tau=None` is 0 without the columns that carry it."""
     root, vectors = jnp.sqrt(target.eigenvalues), lax.stop_gradient(target.eigenvectors)
     parts = (W, target.factor, tau, lax.stop_gradient(root), vectors)
-    return _residual(polar(_overlap(*parts)), *parts)
+    return _residual(polar(_overlap(*parts), method=method), *parts)
 
 
 def _overlap(W: Array, factor: Array, tau: Array | None, root: Array, vectors: Array) -> Array:

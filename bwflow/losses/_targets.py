@@ -1,6 +1,6 @@
 """Losses that compare `W W^T + tau I` with a target covariance."""
 
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ from bwflow import _checks, _minima
 from bwflow._types import Scalar
 from bwflow.bures import smoothed_bures
 from bwflow.covariances import Target
-from bwflow.linalg import full_precision, positive_power, range_mask
+from bwflow.linalg import Method, full_precision, positive_power, range_mask
 
 
 def frobenius(W: ArrayLike, target: Target, *, tau: ArrayLike = 0.0) -> Scalar:
@@ -77,7 +77,7 @@ class _Smoothed(eqx.Module):
 
 
 class BuresWasserstein(_Smoothed):
-    """`smoothed_bures` bound to a target and a smoothing.
+    """`smoothed_bures` bound to a target, a smoothing and a method of `bwflow.linalg.polar`.
 
     Examples
     --------
@@ -88,8 +88,13 @@ class BuresWasserstein(_Smoothed):
     1.0 1.0
     """
 
+    method: Method = eqx.field(default="auto", static=True)
+
+    def __check_init__(self):
+        _checks.choice("method", self.method, get_args(Method))
+
     def __call__(self, W: Array) -> Scalar:
-        return smoothed_bures(W, self.target, tau=self.tau)
+        return smoothed_bures(W, self.target, tau=self.tau, method=self.method)
 
     def covariance_gradient(self, W: Array) -> lx.AbstractLinearOperator:
         """Gradient in `W W^T`: `G = I - B (B^T S_tau B)^{-1/2} B^T`, `S_tau = W W^T + tau I`.
