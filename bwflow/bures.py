@@ -14,6 +14,7 @@ from typing import get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike
@@ -59,7 +60,8 @@ def smoothed_bures(
     Notes
     -----
     Cost: one polar factor of an `m x (p + m)` matrix and products of size `n m p`; nothing is
-    `n x n` unless `m = n`. At `tau = 0` the loss has kinks where `rank(B^T W) < min(m, p)`; the
+    `n x n` unless `m = n`. Where `tau` is seen to be 0, not traced, the matrix is `m x p`: about a
+    third less. At `tau = 0` the loss has kinks where `rank(B^T W) < min(m, p)`; the
     subgradient returned there is the one whose polar factor has the rank of `B^T W`. For
     `tau > 0` everything is analytic in `W`. Derivatives in `W`, of any order and mode, are finite
     at repeated singular values. Those in `tau` are for `tau > 0` beyond the first order, since
@@ -82,7 +84,8 @@ def smoothed_bures(
     W = _checks.end_to_end("W", W, target.dim)
     tau = _checks.scalar("tau", tau, W.dtype, minimum=0.0)
     _checks.choice("method", method, get_args(Method))
-    return _distance(W, target, tau, method)
+    smoothed = not _checks.is_concrete(tau) or np.any(np.asarray(tau))
+    return _distance(W, target, tau if smoothed else None, method)
 
 
 def bures_wasserstein(A: ArrayLike, B: ArrayLike) -> Scalar:

@@ -112,13 +112,16 @@ def test_golden_gradients_by_every_method(case, method):
     s = np.linalg.svd(Y, compute_uv=False)[: W.shape[1] if case["tau"] == 0 else None]
     if method == "newton_schulz" and s[-1] < _polar.RESOLVED * s[0]:
         pytest.skip("below what products alone resolve")
-    gradient = jax.grad(lambda W: bw.smoothed_bures(W, target, tau=case["tau"], method=method))(W)
+    loss = partial(bw.smoothed_bures, target=target, method=method)
+    gradient = jax.grad(lambda W: loss(W, tau=case["tau"]))(W)
+    by_traced = jax.jit(jax.grad(lambda W, tau: loss(W, tau=tau)))(W, array(case["tau"]))
     scale = float(jnp.linalg.norm(W) + jnp.linalg.norm(target.factor))
     tolerance = by_precision(1e-13, 5e-6) * scale
     if method == "gram":
         # What is lost is documented: the square of the condition.
         tolerance += 4 * EPS * min(s[0] / s[-1], EPS**-0.25) ** 2 * scale
     assert_close(gradient, array(case["grad_end_to_end"]), tolerance)
+    assert_close(by_traced, array(case["grad_end_to_end"]), tolerance)
 
 
 def gradient_program(method, tau, platform, n=5):
