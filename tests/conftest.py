@@ -53,6 +53,18 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs_at_once():
+    """Compiled programs are let go when they are many.
+
+    Each is mapped into memory in hundreds of pieces, of which Linux allows a process 65530.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 15_000:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def as_installed():
     """The library without the suite's type checks, as people run it: its own refusals show."""
