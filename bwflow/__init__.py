@@ -42,6 +42,7 @@ _MODULES = (
     "problems",
     "progress",
     "report",
+    "solvers",
     "statistics",
     "store",
     "stored",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from bwflow import problems as problems
     from bwflow import progress as progress
     from bwflow import report as report
+    from bwflow import solvers as solvers
     from bwflow import statistics as statistics
     from bwflow import store as store
     from bwflow import stored as stored

@@ -44,6 +44,7 @@ Solver = Literal[
     "Kvaerno3",
     "Kvaerno4",
     "Kvaerno5",
+    "RKC",
 ]
 Optimizer = Literal[
     "sgd",

@@ -164,7 +164,7 @@ class FlowSpec(Spec):
     """The gradient flow."""
 
     solver: Solver = "Tsit5"
-    """Name of a diffrax solver with an error estimate."""
+    """Name of a diffrax solver with an error estimate, or `"RKC"` of `bwflow.solvers`."""
     end_time: float = 100.0
     """Where runs that have not arrived are censored."""
     num_saves: int = 100

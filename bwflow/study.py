@@ -13,7 +13,16 @@ import optax
 import xarray as xr
 from jaxtyping import Array, PRNGKeyArray
 
-from bwflow import covariances, diagnostics, initializers, losses, plan, precondition, until
+from bwflow import (
+    covariances,
+    diagnostics,
+    initializers,
+    losses,
+    plan,
+    precondition,
+    solvers,
+    until,
+)
 from bwflow._trajectory import Trajectory
 from bwflow._types import Factors, Initializer, Loss, Probe, Widths
 from bwflow.covariances import Target
@@ -273,7 +282,7 @@ def cell(experiment: Experiment, target: Target, probe: Probe | None = None):
     probe = probe or diagnostics.record(*experiment.probe)
     stop = until.gap(experiment.tolerance) if experiment.tolerance else None
     flow, descent = experiment.flow, experiment.descent
-    solver = getattr(diffrax, flow.solver)()
+    solver = solver_of(flow.solver)
     optimizer = optimizer_of(descent.optimizer)
     times = _save_times(experiment, target.factor.dtype)
 
@@ -310,6 +319,11 @@ def cell(experiment: Experiment, target: Target, probe: Probe | None = None):
         )
 
     return run_one
+
+
+def solver_of(name: str) -> diffrax.AbstractSolver:
+    """The solver that a spec names, of diffrax or of this library."""
+    return getattr(diffrax if hasattr(diffrax, name) else solvers, name)()
 
 
 def optimizer_of(name: str) -> Callable[..., optax.GradientTransformation]:
