@@ -1,7 +1,6 @@
 """Gradient flow `dW_j/dt = -grad_j` as an ordinary differential equation, by diffrax."""
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -11,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
+from jax import lax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike
 
 from bwflow import _checks
@@ -107,8 +108,9 @@ def gradient_flow(
 
     Notes
     -----
-    Cost: one gradient per solver stage, and one more for each save; memory does not grow with the
-    number of steps. Differentiable in reverse and (with `diffrax.ForwardMode()`) forward mode.
+    Cost: one gradient per solver stage, and what the probe costs for each save. Memory: some tens
+    of copies of the parameters, and one for each save; it does not grow with the number of steps.
+    Differentiable in reverse and (with `diffrax.ForwardMode()`) forward mode.
     Under `jax.vmap` all runs take as many steps as the slowest.
 
     References
@@ -245,15 +247,18 @@ def _solve(
     adjoint,
     progress_meter,
 ) -> Trajectory:
-    def velocity(t, params, loss):
-        return jax.tree.map(jnp.negative, Point(loss, params, factorization).gradients)
+    # One vector is what the solver moves: its arithmetic on many small arrays would cost as much as
+    # gradients of small networks do.
+    state, restored = ravel_pytree(params)
 
-    probe = partial(recorded, probe)
-    start, begun = probe(loss, params), Point(loss, params, factorization)
+    def velocity(t, state, loss):
+        return -ravel_pytree(Point(loss, restored(state), factorization).gradients)[0]
+
+    begun = Point(loss, params, factorization)
     event, threshold, end_time = None, None, times[-1]
     if until is not None:
         threshold = until.threshold(begun)
-        event = _event(until, threshold, factorization, times)
+        event = _event(until, threshold, factorization, restored, times)
         # Diffrax looks for an event, somewhere about the end, in all runs of a batch or in none.
         # What is saved before that is the same whatever the other runs of the batch do.
         end_time = end_time + 8 * _event_tolerance(times) * (1 + jnp.abs(end_time))
@@ -266,26 +271,20 @@ def _solve(
         times[0],
         end_time,
         dt0,
-        params,
+        state,
         args=loss,
-        saveat=diffrax.SaveAt(
-            subs=[
-                diffrax.SubSaveAt(ts=times, fn=lambda t, y, args: probe(args, y)),
-                diffrax.SubSaveAt(ts=times[-1:]),
-                diffrax.SubSaveAt(t1=True),
-            ]
-        ),
-        stepsize_controller=_controller(solver, norm, rtol, atol, times),
+        saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=times), diffrax.SubSaveAt(t1=True)]),
+        stepsize_controller=_controller(solver, lambda y: norm(restored(y)), rtol, atol, times),
         event=event,
         adjoint=adjoint,
         max_steps=max_steps,
         progress_meter=progress_meter,
         throw=False,
     )
-    saved_times, last_saved, last_time = cast(tuple, solution.ts)
-    rows, whole, last = cast(tuple, solution.ys)
-    complete = last_saved[0] <= times[-1]
-    end = jax.tree.map(lambda x, y: jnp.where(complete, x[0], y[0]), whole, last)
+    saved_times, last_time = cast(tuple, solution.ts)
+    states, last = cast(tuple, solution.ys)
+    complete = saved_times[-1] <= times[-1]
+    end = restored(jnp.where(complete, states[-1], last[0]))
     if until is None:
         hit = jnp.asarray(jnp.inf, times.dtype)
     else:
@@ -300,9 +299,14 @@ def _solve(
         jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(end)])),
         jnp.isfinite(begun.value) & jnp.isfinite(begun.gradient_norm),
     )
-    final, outcome = probe(loss, end), _outcome(solution.result, sound)
+    outcome = _outcome(solution.result, sound)
     reached = (saved_times <= times[-1]).at[0].set(True)
-    probes = _filled(rows, start, final, reached, outcome == RESULTS.successful)
+    # Probed when all is over: while the solver runs, a record of one run of a batch is computed for
+    # all of them. Rows that were not reached hold no state, and get one that has derivatives.
+    states = jnp.where(reached[:, None], states, state).at[0].set(state)
+    states = jnp.concatenate([states, ravel_pytree(end)[0][None]])
+    rows = lax.map(lambda state: recorded(probe, loss, restored(state)), states)
+    probes = _filled(rows, reached, outcome == RESULTS.successful)
     return Trajectory(
         times=times,
         probes=probes,
@@ -315,15 +319,15 @@ def _solve(
     )
 
 
-def _filled(rows: Any, start: Any, final: Any, reached: Array, arrived: Array) -> Any:
-    """The rows, with the last state, or after a failure the last record, where there is none."""
+def _filled(rows: Any, reached: Array, arrived: Array) -> Any:
+    """The rows, with the end in place of those not reached, or the last record after a failure."""
 
-    def fill(row: Array, start: Array, final: Array) -> Array:
-        row = row.at[0].set(start)
-        rest = jnp.where(arrived, final, row[jnp.sum(reached) - 1])
-        return jnp.where(reached.reshape((-1,) + (1,) * final.ndim), row, rest[None])
+    def fill(row: Array) -> Array:
+        row, end = row[:-1], row[-1]
+        rest = jnp.where(arrived, end, row[jnp.sum(reached) - 1])
+        return jnp.where(reached.reshape((-1,) + (1,) * end.ndim), row, rest[None])
 
-    return jax.tree.map(fill, rows, start, final)
+    return jax.tree.map(fill, rows)
 
 
 def _controller(solver: Any, norm: Any, rtol: Array, atol: Array, times: Array) -> Any:
@@ -334,10 +338,13 @@ def _controller(solver: Any, norm: Any, rtol: Array, atol: Array, times: Array) 
     return diffrax.PIDController(rtol, atol, norm=norm, dtmin=least, force_dtmin=False)
 
 
-def _event(until: Criterion, threshold: Array, factorization: Any, times: Array) -> diffrax.Event:
+def _event(
+    until: Criterion, threshold: Array, factorization: Any, restored: Any, times: Array
+) -> diffrax.Event:
     def excess(t, y, args, **_):
+        point = Point(args, restored(y), factorization)
         # Diffrax compares the value with a zero of the default precision.
-        return until.excess(Point(args, y, factorization), threshold).astype(jnp.result_type(float))
+        return until.excess(point, threshold).astype(jnp.result_type(float))
 
     tolerance = _event_tolerance(times)
     # In runs of a batch that meet no event diffrax looks for the end of a step, which is at the end

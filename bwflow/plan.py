@@ -99,7 +99,7 @@ def _bytes_of_run(
     params = sum(a * b for a, b in pairwise(widths))
     if dynamics == "flow":
         records, copies = experiment.flow.num_saves + 1, 1
-        states = 26  # stages of Tsit5
+        states = 26 + 2 * records  # stages of Tsit5, and what is saved, to be probed at last
     else:
         descent, states = experiment.descent, 2
         records, copies = 1 + math.ceil(descent.updates / descent.save_every), 2  # joined at last
