@@ -4,7 +4,7 @@
 plain arrays of eigenvalues, largest first; `from_spectrum` puts one into a basis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import equinox as eqx
 import jax
@@ -13,7 +13,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, PRNGKeyArray
 
-from bwflow import _checks
+from bwflow import _checks, _moments
+from bwflow._moments import Moments as Moments
 from bwflow._spectra import DISTRIBUTIONS as DISTRIBUTIONS
 from bwflow._spectra import geometric as geometric
 from bwflow._spectra import power_law as power_law
@@ -95,13 +96,25 @@ class Target(eqx.Module):
         return cls(factor=B, rank=rank)
 
     @classmethod
-    def from_samples(cls, X: ArrayLike, *, ddof: int = 0, rank: int | None = None) -> "Target":
+    def from_samples(
+        cls,
+        X: ArrayLike | Iterable[ArrayLike] | Moments,
+        *,
+        ddof: int = 0,
+        rank: int | None = None,
+    ) -> "Target":
         """Target `(X - mean)^T (X - mean) / (num_samples - ddof)` from samples in rows.
+
+        They may come in blocks of rows, from any iterable, of which one is held at a time, or as
+        `Moments` that have been merged; these are eager. An array may be traced.
 
         Its distance to the covariance of the law that was sampled is about `sampling_error(X)`:
         where a network is much closer to the target than that, it learns the noise of the samples.
         """
-        X = _checked("X", _checks.real_array("X", X, ndim=2), rank)
+        samples = _moments.gathered(X)
+        if isinstance(samples, Moments):
+            return cls(factor=samples.factor(ddof=ddof), rank=rank)
+        X = _checked("X", _checks.real_array("X", samples, ndim=2), rank)
         return cls(factor=_samples_factor(X, ddof), rank=rank)
 
     @property
@@ -167,15 +180,15 @@ def sampling_error(X: ArrayLike, *, ddof: int = 0) -> Scalar:
 def _samples_factor(X: ArrayLike, ddof: int) -> Float[Array, "n N"]:
     """The samples as columns, centred and scaled to be a factor of their covariance."""
     X = _checks.real_array("X", X, ndim=2)
-    count = X.shape[0] - _checks.integer("ddof", ddof, minimum=0)
-    if count < 1:
-        raise ValueError(
-            f"X must hold more than ddof={ddof} samples in its rows; got {X.shape[0]} samples."
-        )
+    count = _moments.divisor(X.shape[0], ddof)
     if _checks.is_concrete(X) and not np.any(np.ptp(np.asarray(X), axis=0)):
         raise ValueError("X must hold samples that differ; all its rows are equal.")
-    centred = X - jnp.mean(X, axis=0, keepdims=True)
-    return centred.T / jnp.sqrt(jnp.asarray(count, X.dtype))
+    return _centred(X, count)
+
+
+@jax.jit
+def _centred(X: Float[Array, "N n"], count: ArrayLike) -> Float[Array, "n N"]:
+    return (X - jnp.mean(X, axis=0, keepdims=True)).T / jnp.sqrt(jnp.asarray(count, X.dtype))
 
 
 @jax.custom_jvp
@@ -235,7 +248,8 @@ def _checked(name: str, x: Array, rank: int | None) -> Array:
     if x.size == 0:
         raise ValueError(f"{name} must not be empty; got shape {x.shape}.")
     # What is below the smallest normal number may be flushed to zero.
-    if _checks.is_concrete(x) and np.max(np.abs(np.asarray(x))) < jnp.finfo(x.dtype).tiny:
+    tiny = jnp.finfo(x.dtype).tiny
+    if _checks.is_concrete(x) and np.max(np.asarray(x)) < tiny and np.min(np.asarray(x)) > -tiny:
         raise ValueError(f"{name} must not be zero: a target needs a positive eigenvalue.")
     if rank is not None and _checks.positive_int("rank", rank) > min(x.shape):
         raise ValueError(f"rank must be at most {min(x.shape)}; got {rank}.")
@@ -289,7 +303,13 @@ def _factorize_factor(B: Array, rank: int | None) -> tuple[Array, Array, Array]:
     m = _kept(s, max(B.shape), rank)
     # B V = U diag(s), written so that derivatives pass through B alone.
     factor = B @ Vt[:m].T
-    return factor, jnp.sum(factor**2, axis=0), U[:, :m]
+    return factor, _squared_norms(factor), U[:, :m]
+
+
+@jax.jit
+def _squared_norms(factor: Float[Array, "n m"]) -> Float[Array, " m"]:
+    # Compiled, so that the squares are not held.
+    return jnp.sum(factor**2, axis=0)
 
 
 def from_spectrum(
