@@ -14,6 +14,8 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, PRNGKeyArray
 
 from bwflow import _checks, _moments
+from bwflow._factorize import eigenpairs as eigenpairs
+from bwflow._factorize import factorize_covariance, factorize_factor
 from bwflow._moments import Moments as Moments
 from bwflow._spectra import DISTRIBUTIONS as DISTRIBUTIONS
 from bwflow._spectra import geometric as geometric
@@ -21,7 +23,7 @@ from bwflow._spectra import power_law as power_law
 from bwflow._spectra import random_spectrum as random_spectrum
 from bwflow._spectra import step as step
 from bwflow._types import Scalar
-from bwflow.linalg import full_precision, range_mask, symmetric_sylvester, symmetrize
+from bwflow.linalg import full_precision, symmetric_sylvester
 
 
 class Target(eqx.Module):
@@ -84,10 +86,10 @@ class Target(eqx.Module):
         with jax.ensure_compile_time_eval():
             if factor is None:
                 Sigma = covariance_matrix("Sigma", Sigma)
-                parts = _factorize_covariance(_checked("Sigma", Sigma, rank), rank)
+                parts = factorize_covariance(_checked("Sigma", Sigma, rank), rank)
             else:
                 factor = _checks.real_array("factor", factor, ndim=2)
-                parts = _factorize_factor(_checked("factor", factor, rank), rank)
+                parts = factorize_factor(_checked("factor", factor, rank), rank)
         self.factor, self.eigenvalues, self.eigenvectors = parts
 
     @classmethod
@@ -132,6 +134,63 @@ class Target(eqx.Module):
     def dim(self) -> int:
         """Size `n` of the covariance."""
         return self.factor.shape[0]
+
+
+class Spiked(eqx.Module):
+    """A covariance `Sigma0 = G G^T + delta I`: a few directions of signal in isotropic noise.
+
+    The loss `bwflow.smoothed_bures` takes one in place of a `Target`, and so does
+    `bwflow.losses.BuresWasserstein`, of which it allows value, derivatives and minimum; what asks
+    for the eigenvectors of a target takes `Target` alone. Nothing is `n x n`.
+
+    Parameters
+    ----------
+    G
+        Factor of the spikes, `n x r`.
+    delta
+        Variance of the noise, in units of the covariance; positive.
+    rank
+        As for `Target.from_factor`.
+
+    Attributes
+    ----------
+    spikes
+        The target `G G^T`.
+    delta
+        As given.
+
+    Raises
+    ------
+    ValueError
+        As `Target.from_factor` does for `G` and `rank`; if `delta` is not a positive number.
+
+    References
+    ----------
+    Johnstone (2001), On the distribution of the largest eigenvalue in principal components
+    analysis.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> target = bw.covariances.Spiked(jnp.ones((100_000, 1)), delta=0.25)
+    >>> loss = bw.losses.BuresWasserstein(target, tau=0.25)
+    >>> print(f"{loss(jnp.ones((100_000, 1))):.3f}, {loss.minimum(1):.3f}")
+    0.000, 0.000
+    """
+
+    spikes: Target
+    delta: Array
+
+    def __init__(self, G: ArrayLike, delta: ArrayLike, *, rank: int | None = None):
+        G = _checks.real_array("G", G, ndim=2)
+        self.delta = jnp.asarray(_checks.scalar("delta", delta, G.dtype, positive=True), G.dtype)
+        self.spikes = Target(factor=_checked("G", G, rank), rank=rank)
+
+    @property
+    def dim(self) -> int:
+        """Size `n` of the covariance."""
+        return self.spikes.dim
 
 
 def sampling_error(X: ArrayLike, *, ddof: int = 0) -> Scalar:
@@ -254,62 +313,6 @@ def _checked(name: str, x: Array, rank: int | None) -> Array:
     if rank is not None and _checks.positive_int("rank", rank) > min(x.shape):
         raise ValueError(f"rank must be at most {min(x.shape)}; got {rank}.")
     return x
-
-
-def _kept(magnitudes: Array, size: int, rank: int | None) -> int:
-    """How many of the magnitudes (largest first) to keep."""
-    if rank is not None:
-        return rank
-    if not _checks.is_concrete(magnitudes):
-        return magnitudes.size
-    return int(jnp.sum(range_mask(magnitudes, size)))
-
-
-def _factorize_covariance(Sigma: Array, rank: int | None) -> tuple[Array, Array, Array]:
-    factor, values, vectors = eigenpairs(symmetrize(Sigma))
-    m = _kept(values, Sigma.shape[0], rank)
-    return factor[:, :m], values[:m], vectors[:, :m]
-
-
-@jax.custom_jvp
-@jax.jit
-def eigenpairs(Sigma: Float[Array, "n n"]) -> tuple[Array, Array, Array]:
-    """`(B, lambda, Omega)` with `Sigma = B B^T`, `B = Omega diag(sqrt(lambda))`, largest first.
-
-    The derivative of `B` is `L B` with `L Sigma + Sigma L = dSigma`: of all the factors that move
-    with `Sigma` the one without rotation, so that every quantity of `B B^T` has its derivative
-    although eigenvectors need not have one. `Omega` is given none.
-    """
-    values, vectors = jnp.linalg.eigh(Sigma)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    # Rounding-size eigenvalues, some of them negative, stand for zeros.
-    values = jnp.where(range_mask(values, values.size), values, 0.0)
-    return vectors * jnp.sqrt(values)[None, :], values, vectors
-
-
-@eigenpairs.defjvp
-@full_precision
-def _(primals, tangents):
-    (Sigma,), (dSigma,) = primals, tangents
-    factor, values, vectors = eigenpairs(Sigma)
-    dfactor = symmetric_sylvester(Sigma, symmetrize(dSigma)) @ factor
-    dvalues = jnp.sum(vectors * (dSigma @ vectors), axis=0)
-    return (factor, values, vectors), (dfactor, dvalues, jnp.zeros_like(vectors))
-
-
-@full_precision
-def _factorize_factor(B: Array, rank: int | None) -> tuple[Array, Array, Array]:
-    U, s, Vt = jnp.linalg.svd(lax.stop_gradient(B), full_matrices=False)
-    m = _kept(s, max(B.shape), rank)
-    # B V = U diag(s), written so that derivatives pass through B alone.
-    factor = B @ Vt[:m].T
-    return factor, _squared_norms(factor), U[:, :m]
-
-
-@jax.jit
-def _squared_norms(factor: Float[Array, "n m"]) -> Float[Array, " m"]:
-    # Compiled, so that the squares are not held.
-    return jnp.sum(factor**2, axis=0)
 
 
 def from_spectrum(

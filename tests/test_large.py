@@ -49,3 +49,23 @@ def test_no_array_of_loss_gradient_and_hessian_is_n_by_n(tau):
         shown = str(jax.make_jaxpr(lambda *x: derivatives(*x, TAUS[tau]))(*arguments))
     assert f"[{N},{COLUMNS}]" in shown
     assert f"{N},{N}" not in shown
+
+
+SPIKED = bw.covariances.Spiked
+
+
+def spiked_structure():
+    return jax.tree.unflatten(
+        jax.tree.structure(SPIKED(jnp.ones((1, 1)), 0.1)), (*jax.tree.leaves(target()), structure())
+    )
+
+
+@pytest.mark.parametrize("tau", TAUS)
+def test_spiked_targets_are_never_n_by_n_and_take_little_more_memory(tau):
+    arguments = (structure(N, COLUMNS), spiked_structure())
+    loss = value_and_gradient(TAUS[tau])
+    assert f"{N},{N}" not in str(jax.make_jaxpr(loss)(*arguments))
+    found = jax.jit(loss).lower(*arguments).compile().memory_analysis()
+    made = found.output_size_in_bytes + found.temp_size_in_bytes
+    assert found.argument_size_in_bytes + made < 3 * INPUTS * DTYPE.itemsize
+    assert made < INPUTS * DTYPE.itemsize

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from bwflow import _checks
 from bwflow._types import Factors
+from bwflow.covariances import Target
 from bwflow.factors import end_to_end, widths
 from bwflow.landscape._levels import coincidence, level_sizes
 from bwflow.landscape.curvature import spectrum
@@ -145,6 +146,7 @@ def classify(
         (BuresWasserstein, Frobenius),
         "bwflow.losses.BuresWasserstein(target, tau) or bwflow.losses.Frobenius(target, tau)",
     )
+    _checks.instance("loss.target", loss.target, Target, "a bwflow.Target")
     widths(factors)
     layers = tuple(
         _checks.real_array(f"factors[{j}]", W, finite=False) for j, W in enumerate(factors)
