@@ -146,7 +146,8 @@ def classify(
         (BuresWasserstein, Frobenius),
         "bwflow.losses.BuresWasserstein(target, tau) or bwflow.losses.Frobenius(target, tau)",
     )
-    _checks.instance("loss.target", loss.target, Target, "a bwflow.Target")
+    target: Any = loss.target
+    _checks.instance("loss.target", target, Target, "a bwflow.Target")
     widths(factors)
     layers = tuple(
         _checks.real_array(f"factors[{j}]", W, finite=False) for j, W in enumerate(factors)
@@ -162,8 +163,8 @@ def classify(
         jnp.asarray(_checks.scalar(name, default if x is None else x, dtype, minimum=0.0), dtype)
         for name, x in given.items()
     )
-    lam = loss.target.eigenvalues
-    sizes = level_sizes(loss.target) if _checks.is_concrete(lam) else (1,) * lam.size
+    lam = target.eigenvalues
+    sizes = level_sizes(target) if _checks.is_concrete(lam) else (1,) * lam.size
     return _classify(_checks.traced_numbers(loss, dtype), layers, tolerances, sizes)
 
 
