@@ -181,9 +181,7 @@ def main(smoke: bool = False, out: Path = Path("results/benchmarks")) -> xr.Data
     repeats = 2 if smoke else 7
     times, declared = products(n, m, k, repeats)
     peaks = [seen(n, m, k, tau) for tau in TAUS]
-    print(declared, peaks, np.median(times[..., 0] / times[..., 1], axis=1), flush=True)
     beside, apart = against_dense(*((20, 5, 2, 1) if smoke else (4_096, m, k, 1)), TAUS[1])
-    print(beside, apart, flush=True)
     kinds, streamed = streams(smoke, 1 if smoke else 3)
     text = np.dtypes.StringDType()
     ds = xr.Dataset(
