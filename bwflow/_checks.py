@@ -55,11 +55,10 @@ def seen(name: str, x: Any) -> Array | np.ndarray:
     return array
 
 
-def real_array(
-    name: str, x: ArrayLike | None, *, ndim: int | None = None, finite: bool = True
-) -> Array:
-    """`x` as a real floating array of `ndim` dimensions, finite where that can be seen."""
-    array = seen(name, x)
+def real_floating(
+    name: str, array: Array | np.ndarray, ndim: int | None = None
+) -> Array | np.ndarray:
+    """The array, refused if its dtype or number of dimensions is another."""
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimensions; got shape {array.shape}.")
     if array.dtype not in _FLOATS:
@@ -67,6 +66,14 @@ def real_array(
             f"{name} must be real floating point, of 32 or 64 bits; got dtype {array.dtype}. "
             f"Convert it first, for example with jnp.asarray({name}, float)."
         )
+    return array
+
+
+def real_array(
+    name: str, x: ArrayLike | None, *, ndim: int | None = None, finite: bool = True
+) -> Array:
+    """`x` as a real floating array of `ndim` dimensions, finite where that can be seen."""
+    array = real_floating(name, seen(name, x), ndim)
     if isinstance(array, Array) and not (finite and is_concrete(array)):
         return array
     values = _cast(array, array.dtype)

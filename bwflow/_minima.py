@@ -7,7 +7,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from bwflow import _checks
 from bwflow._types import Scalar
-from bwflow.covariances import Target
+from bwflow.covariances import Spiked, Target
 from bwflow.linalg import full_precision
 
 Discrepancy: TypeAlias = Literal["bures_wasserstein", "frobenius"]
@@ -63,7 +63,7 @@ def minimizer(target: Target, rank: int, *, tau: ArrayLike = 0.0) -> Float[Array
 
 
 def minimum(
-    target: Target,
+    target: Target | Spiked,
     rank: int,
     *,
     tau: ArrayLike = 0.0,
@@ -78,7 +78,7 @@ def minimum(
     Parameters
     ----------
     target
-        Covariance `Sigma0`.
+        Covariance `Sigma0`, a `bwflow.Target` or `bwflow.covariances.Spiked`.
     rank
         Bound on the rank of `W W^T`: the bottleneck of a network.
     tau
@@ -109,17 +109,27 @@ def minimum(
     >>> print(bw.landscape.minimum(target, 1, tau=0.25).round(5))
     0.25
     """
-    _checks.instance("target", target, Target, "a bwflow.Target")
+    _checks.instance("target", target, (Target, Spiked), "a bwflow.Target")
     rank = _checks.positive_int("rank", rank)
     _checks.choice("loss", loss, get_args(Discrepancy))
-    lam = target.eigenvalues
+    if isinstance(target, Spiked):
+        lam, rest = target.spikes.eigenvalues + target.delta, target.delta
+    else:
+        lam, rest = target.eigenvalues, jnp.zeros((), target.eigenvalues.dtype)
     tau = _checks.scalar("tau", tau, lam.dtype, minimum=0.0)
     learnt = (jnp.arange(lam.size) < rank) & (lam > tau)
-    if loss == "bures_wasserstein":
-        # Roots are taken only where they count: their slope is infinite at zero.
-        left = jnp.sqrt(jnp.where(lam > 0, lam, 1.0))
-        right = jnp.sqrt(jnp.where(learnt | (lam <= 0), 1.0, tau))
-        remainder, outside = jnp.where(lam > 0, (left - right) ** 2, tau), tau
-    else:
-        remainder, outside = (lam - tau) ** 2, tau**2
-    return jnp.sum(jnp.where(learnt, 0.0, remainder)) + (target.dim - lam.size) * outside
+    # Of the equal eigenvalues that follow, those within the rank are learnt too.
+    among = min(max(rank - lam.size, 0), target.dim - lam.size)
+    left = target.dim - lam.size - jnp.where(rest > tau, among, 0).astype(lam.dtype)
+    first = jnp.where(learnt, 0.0, _remainder(lam, tau, learnt, loss))
+    return jnp.sum(first) + left * _remainder(rest, tau, left == 0, loss)
+
+
+def _remainder(lam: Array, tau: ArrayLike, learnt: Array, loss: Discrepancy) -> Array:
+    """What an eigenvalue that is not learnt adds to the loss."""
+    if loss == "frobenius":
+        return (lam - tau) ** 2
+    # Roots are taken only where they count: their slope is infinite at zero.
+    root = jnp.sqrt(jnp.where(lam > 0, lam, 1.0))
+    smoothing = jnp.sqrt(jnp.where(learnt | (lam <= 0), 1.0, tau))
+    return jnp.where(lam > 0, (root - smoothing) ** 2, tau)

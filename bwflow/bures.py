@@ -19,14 +19,14 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike
 
-from bwflow import _checks
+from bwflow import _checks, _spiked
 from bwflow._types import Scalar
-from bwflow.covariances import Target, covariance_matrix, eigenpairs
+from bwflow.covariances import Spiked, Target, covariance_matrix, eigenpairs
 from bwflow.linalg import Method, full_precision, polar, symmetric_sylvester, symmetrize
 
 
 def smoothed_bures(
-    W: ArrayLike, target: Target, *, tau: ArrayLike, method: Method = "auto"
+    W: ArrayLike, target: Target | Spiked, *, tau: ArrayLike, method: Method = "auto"
 ) -> Scalar:
     """Smoothed loss of a network, `L_tau(W) = BW^2(W W^T + tau I, Sigma0)`.
 
@@ -40,7 +40,7 @@ def smoothed_bures(
     W
         End-to-end matrix, `n x p`.
     target
-        Covariance `Sigma0`, `n x n`, of rank `m`.
+        Covariance `Sigma0`, `n x n`, of rank `m`, or of low rank `r` and an isotropic part.
     tau
         Smoothing, in units of the covariance; not negative.
     method
@@ -68,6 +68,10 @@ def smoothed_bures(
     `sqrt(tau)` stands in the rule; those in the target are of first order, mixed ones with `W`
     included, unless it has full rank.
 
+    Against `bwflow.covariances.Spiked` it costs a QR decomposition of `n x p` and a polar factor of
+    size `p + r`. The value is a difference of traces, off by their rounding near an optimum, where
+    it is 0 rather than negative; derivatives in the target, as in `W`, are of any order.
+
     References
     ----------
     Brechet, Papagiannouli, An, Montufar (2023), arXiv 2303.03027.
@@ -80,12 +84,13 @@ def smoothed_bures(
     >>> print(bw.smoothed_bures(jnp.eye(2), target, tau=0.0).round(5))
     1.0
     """
-    _checks.instance("target", target, Target, "a bwflow.Target")
+    _checks.instance("target", target, (Target, Spiked), "a bwflow.Target")
     W = _checks.end_to_end("W", W, target.dim)
     tau = _checks.scalar("tau", tau, W.dtype, minimum=0.0)
     _checks.choice("method", method, get_args(Method))
     smoothed = not _checks.is_concrete(tau) or np.any(np.asarray(tau))
-    return _distance(W, target, tau if smoothed else None, method)
+    kernel = _spiked.distance if isinstance(target, Spiked) else _distance
+    return kernel(W, target, tau if smoothed else None, method)
 
 
 def bures_wasserstein(A: ArrayLike, B: ArrayLike) -> Scalar:

@@ -4,7 +4,7 @@
 plain arrays of eigenvalues, largest first; `from_spectrum` puts one into a basis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import equinox as eqx
 import jax
@@ -13,14 +13,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, PRNGKeyArray
 
-from bwflow import _checks
+from bwflow import _checks, _moments
+from bwflow._factorize import eigenpairs as eigenpairs
+from bwflow._factorize import factorize_covariance, factorize_factor
+from bwflow._moments import Moments as Moments
 from bwflow._spectra import DISTRIBUTIONS as DISTRIBUTIONS
 from bwflow._spectra import geometric as geometric
 from bwflow._spectra import power_law as power_law
 from bwflow._spectra import random_spectrum as random_spectrum
 from bwflow._spectra import step as step
 from bwflow._types import Scalar
-from bwflow.linalg import full_precision, range_mask, symmetric_sylvester, symmetrize
+from bwflow.linalg import full_precision, symmetric_sylvester
 
 
 class Target(eqx.Module):
@@ -83,10 +86,10 @@ class Target(eqx.Module):
         with jax.ensure_compile_time_eval():
             if factor is None:
                 Sigma = covariance_matrix("Sigma", Sigma)
-                parts = _factorize_covariance(_checked("Sigma", Sigma, rank), rank)
+                parts = factorize_covariance(_checked("Sigma", Sigma, rank), rank)
             else:
                 factor = _checks.real_array("factor", factor, ndim=2)
-                parts = _factorize_factor(_checked("factor", factor, rank), rank)
+                parts = factorize_factor(_checked("factor", factor, rank), rank)
         self.factor, self.eigenvalues, self.eigenvectors = parts
 
     @classmethod
@@ -95,13 +98,25 @@ class Target(eqx.Module):
         return cls(factor=B, rank=rank)
 
     @classmethod
-    def from_samples(cls, X: ArrayLike, *, ddof: int = 0, rank: int | None = None) -> "Target":
+    def from_samples(
+        cls,
+        X: ArrayLike | Iterable[ArrayLike] | Moments,
+        *,
+        ddof: int = 0,
+        rank: int | None = None,
+    ) -> "Target":
         """Target `(X - mean)^T (X - mean) / (num_samples - ddof)` from samples in rows.
+
+        They may come in blocks of rows, from any iterable, of which one is held at a time, or as
+        `Moments` that have been merged; these are eager. An array may be traced.
 
         Its distance to the covariance of the law that was sampled is about `sampling_error(X)`:
         where a network is much closer to the target than that, it learns the noise of the samples.
         """
-        X = _checked("X", _checks.real_array("X", X, ndim=2), rank)
+        samples = _moments.gathered(X)
+        if isinstance(samples, Moments):
+            return cls(factor=samples.factor(ddof=ddof), rank=rank)
+        X = _checked("X", _checks.real_array("X", samples, ndim=2), rank)
         return cls(factor=_samples_factor(X, ddof), rank=rank)
 
     @property
@@ -119,6 +134,63 @@ class Target(eqx.Module):
     def dim(self) -> int:
         """Size `n` of the covariance."""
         return self.factor.shape[0]
+
+
+class Spiked(eqx.Module):
+    """A covariance `Sigma0 = G G^T + delta I`: a few directions of signal in isotropic noise.
+
+    The loss `bwflow.smoothed_bures` takes one in place of a `Target`, and so does
+    `bwflow.losses.BuresWasserstein`, of which it allows value, derivatives and minimum; what asks
+    for the eigenvectors of a target takes `Target` alone. Nothing is `n x n`.
+
+    Parameters
+    ----------
+    G
+        Factor of the spikes, `n x r`.
+    delta
+        Variance of the noise, in units of the covariance; positive.
+    rank
+        As for `Target.from_factor`.
+
+    Attributes
+    ----------
+    spikes
+        The target `G G^T`.
+    delta
+        As given.
+
+    Raises
+    ------
+    ValueError
+        As `Target.from_factor` does for `G` and `rank`; if `delta` is not a positive number.
+
+    References
+    ----------
+    Johnstone (2001), On the distribution of the largest eigenvalue in principal components
+    analysis.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> target = bw.covariances.Spiked(jnp.ones((100_000, 1)), delta=0.25)
+    >>> loss = bw.losses.BuresWasserstein(target, tau=0.25)
+    >>> print(f"{loss(jnp.ones((100_000, 1))):.3f}, {loss.minimum(1):.3f}")
+    0.000, 0.000
+    """
+
+    spikes: Target
+    delta: Array
+
+    def __init__(self, G: ArrayLike, delta: ArrayLike, *, rank: int | None = None):
+        G = _checks.real_array("G", G, ndim=2)
+        self.delta = jnp.asarray(_checks.scalar("delta", delta, G.dtype, positive=True), G.dtype)
+        self.spikes = Target(factor=_checked("G", G, rank), rank=rank)
+
+    @property
+    def dim(self) -> int:
+        """Size `n` of the covariance."""
+        return self.spikes.dim
 
 
 def sampling_error(X: ArrayLike, *, ddof: int = 0) -> Scalar:
@@ -167,15 +239,15 @@ def sampling_error(X: ArrayLike, *, ddof: int = 0) -> Scalar:
 def _samples_factor(X: ArrayLike, ddof: int) -> Float[Array, "n N"]:
     """The samples as columns, centred and scaled to be a factor of their covariance."""
     X = _checks.real_array("X", X, ndim=2)
-    count = X.shape[0] - _checks.integer("ddof", ddof, minimum=0)
-    if count < 1:
-        raise ValueError(
-            f"X must hold more than ddof={ddof} samples in its rows; got {X.shape[0]} samples."
-        )
+    count = _moments.divisor(X.shape[0], ddof)
     if _checks.is_concrete(X) and not np.any(np.ptp(np.asarray(X), axis=0)):
         raise ValueError("X must hold samples that differ; all its rows are equal.")
-    centred = X - jnp.mean(X, axis=0, keepdims=True)
-    return centred.T / jnp.sqrt(jnp.asarray(count, X.dtype))
+    return _centred(X, count)
+
+
+@jax.jit
+def _centred(X: Float[Array, "N n"], count: ArrayLike) -> Float[Array, "n N"]:
+    return (X - jnp.mean(X, axis=0, keepdims=True)).T / jnp.sqrt(jnp.asarray(count, X.dtype))
 
 
 @jax.custom_jvp
@@ -235,61 +307,12 @@ def _checked(name: str, x: Array, rank: int | None) -> Array:
     if x.size == 0:
         raise ValueError(f"{name} must not be empty; got shape {x.shape}.")
     # What is below the smallest normal number may be flushed to zero.
-    if _checks.is_concrete(x) and np.max(np.abs(np.asarray(x))) < jnp.finfo(x.dtype).tiny:
+    tiny = jnp.finfo(x.dtype).tiny
+    if _checks.is_concrete(x) and np.max(np.asarray(x)) < tiny and np.min(np.asarray(x)) > -tiny:
         raise ValueError(f"{name} must not be zero: a target needs a positive eigenvalue.")
     if rank is not None and _checks.positive_int("rank", rank) > min(x.shape):
         raise ValueError(f"rank must be at most {min(x.shape)}; got {rank}.")
     return x
-
-
-def _kept(magnitudes: Array, size: int, rank: int | None) -> int:
-    """How many of the magnitudes (largest first) to keep."""
-    if rank is not None:
-        return rank
-    if not _checks.is_concrete(magnitudes):
-        return magnitudes.size
-    return int(jnp.sum(range_mask(magnitudes, size)))
-
-
-def _factorize_covariance(Sigma: Array, rank: int | None) -> tuple[Array, Array, Array]:
-    factor, values, vectors = eigenpairs(symmetrize(Sigma))
-    m = _kept(values, Sigma.shape[0], rank)
-    return factor[:, :m], values[:m], vectors[:, :m]
-
-
-@jax.custom_jvp
-@jax.jit
-def eigenpairs(Sigma: Float[Array, "n n"]) -> tuple[Array, Array, Array]:
-    """`(B, lambda, Omega)` with `Sigma = B B^T`, `B = Omega diag(sqrt(lambda))`, largest first.
-
-    The derivative of `B` is `L B` with `L Sigma + Sigma L = dSigma`: of all the factors that move
-    with `Sigma` the one without rotation, so that every quantity of `B B^T` has its derivative
-    although eigenvectors need not have one. `Omega` is given none.
-    """
-    values, vectors = jnp.linalg.eigh(Sigma)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    # Rounding-size eigenvalues, some of them negative, stand for zeros.
-    values = jnp.where(range_mask(values, values.size), values, 0.0)
-    return vectors * jnp.sqrt(values)[None, :], values, vectors
-
-
-@eigenpairs.defjvp
-@full_precision
-def _(primals, tangents):
-    (Sigma,), (dSigma,) = primals, tangents
-    factor, values, vectors = eigenpairs(Sigma)
-    dfactor = symmetric_sylvester(Sigma, symmetrize(dSigma)) @ factor
-    dvalues = jnp.sum(vectors * (dSigma @ vectors), axis=0)
-    return (factor, values, vectors), (dfactor, dvalues, jnp.zeros_like(vectors))
-
-
-@full_precision
-def _factorize_factor(B: Array, rank: int | None) -> tuple[Array, Array, Array]:
-    U, s, Vt = jnp.linalg.svd(lax.stop_gradient(B), full_matrices=False)
-    m = _kept(s, max(B.shape), rank)
-    # B V = U diag(s), written so that derivatives pass through B alone.
-    factor = B @ Vt[:m].T
-    return factor, jnp.sum(factor**2, axis=0), U[:, :m]
 
 
 def from_spectrum(

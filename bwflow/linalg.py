@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 from bwflow import _checks, _polar
 from bwflow._polar import Method as Method
 from bwflow._polar import range_mask as range_mask
-from bwflow._polar import range_svd
+from bwflow._polar import range_svd as range_svd
 
 # W W^T must not be rounded to TF32 or bfloat16: its small eigenvalues would be noise.
 full_precision = jax.default_matmul_precision("highest")

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from bwflow import _checks
 from bwflow._types import Factors
+from bwflow.covariances import Target
 from bwflow.factors import end_to_end, widths
 from bwflow.landscape._levels import coincidence, level_sizes
 from bwflow.landscape.curvature import spectrum
@@ -145,6 +146,8 @@ def classify(
         (BuresWasserstein, Frobenius),
         "bwflow.losses.BuresWasserstein(target, tau) or bwflow.losses.Frobenius(target, tau)",
     )
+    target: Any = loss.target
+    _checks.instance("loss.target", target, Target, "a bwflow.Target")
     widths(factors)
     layers = tuple(
         _checks.real_array(f"factors[{j}]", W, finite=False) for j, W in enumerate(factors)
@@ -160,8 +163,8 @@ def classify(
         jnp.asarray(_checks.scalar(name, default if x is None else x, dtype, minimum=0.0), dtype)
         for name, x in given.items()
     )
-    lam = loss.target.eigenvalues
-    sizes = level_sizes(loss.target) if _checks.is_concrete(lam) else (1,) * lam.size
+    lam = target.eigenvalues
+    sizes = level_sizes(target) if _checks.is_concrete(lam) else (1,) * lam.size
     return _classify(_checks.traced_numbers(loss, dtype), layers, tolerances, sizes)
 
 

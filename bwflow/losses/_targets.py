@@ -1,6 +1,6 @@
 """Losses that compare `W W^T + tau I` with a target covariance."""
 
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import equinox as eqx
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike
 from bwflow import _checks, _minima
 from bwflow._types import Scalar
 from bwflow.bures import smoothed_bures
-from bwflow.covariances import Target
+from bwflow.covariances import Spiked, Target
 from bwflow.linalg import Method, full_precision, positive_power, range_mask
 
 
@@ -67,13 +67,14 @@ def _frobenius(W: Array, target: Target, tau: Array) -> Array:
 class _Smoothed(eqx.Module):
     """What the losses against a target have in common."""
 
-    target: Target
+    target: Any
     tau: ArrayLike = 0.0
     convex: ClassVar[bool] = True  # in W W^T
+    _targets: ClassVar[tuple[type, ...]] = (Target,)
 
     def __check_init__(self):
-        _checks.instance("target", self.target, Target, "a bwflow.Target")
-        _checks.scalar("tau", self.tau, self.target.factor.dtype, minimum=0.0)
+        _checks.instance("target", self.target, self._targets, "a bwflow.Target")
+        _checks.scalar("tau", self.tau, jax.tree.leaves(self.target)[0].dtype, minimum=0.0)
 
 
 class BuresWasserstein(_Smoothed):
@@ -88,7 +89,9 @@ class BuresWasserstein(_Smoothed):
     1.0 1.0
     """
 
+    target: Target | Spiked
     method: Method = eqx.field(default="auto", static=True)
+    _targets: ClassVar[tuple[type, ...]] = (Target, Spiked)
 
     def __check_init__(self):
         _checks.choice("method", self.method, get_args(Method))
@@ -106,9 +109,9 @@ class BuresWasserstein(_Smoothed):
         Raises
         ------
         ValueError
-            If `tau` is 0 and `W` has fewer columns than the target has rank: the loss has no
-            gradient in `W W^T` there. Where the rank is lacking in the values alone, or `tau` is
-            traced, the entries are NaN.
+            If the target is no `Target`; if `tau` is 0 and `W` has fewer columns than the target
+            has rank: the loss has no gradient in `W W^T` there. Where the rank is lacking in the
+            values alone, or `tau` is traced, the entries are NaN.
 
         Notes
         -----
@@ -118,15 +121,16 @@ class BuresWasserstein(_Smoothed):
         as well conditioned in `W` as it can be (its curvature is at most 2), and that would spoil
         it. There is no `smoothness`: the gradient in `W W^T` is not Lipschitz at `tau = 0`.
         """
-        W = _checks.end_to_end("W", W, self.target.dim)
-        m, p = self.target.rank, W.shape[1]
+        target = self._plain_target()
+        W = _checks.end_to_end("W", W, target.dim)
+        m, p = target.rank, W.shape[1]
         if p < m and _checks.is_concrete(self.tau) and not np.any(self.tau):
             raise ValueError(
                 f"tau must be positive, or W have at least {m} columns, as the target has rank "
                 f"{m}: the loss has no gradient in W W^T at tau = 0 below that rank; "
                 f"got tau = 0 and {p} columns."
             )
-        C = _transport_factor(W, self.target, jnp.asarray(self.tau, W.dtype))
+        C = _transport_factor(W, target, jnp.asarray(self.tau, W.dtype))
         if m == W.shape[0]:
             with full_precision:
                 return _symmetric(jnp.eye(m, dtype=W.dtype) - C @ C.T)
@@ -140,12 +144,18 @@ class BuresWasserstein(_Smoothed):
 
     def gradient_scale(self, W: Array) -> Scalar:
         """Size of the terms whose difference `covariance_gradient` is: `1 + ||T||`."""
-        C = _transport_factor(W, self.target, jnp.asarray(self.tau, W.dtype))
+        C = _transport_factor(W, self._plain_target(), jnp.asarray(self.tau, W.dtype))
         return 1 + jnp.sum(C**2)
 
     def minimum(self, rank: int) -> Scalar:
         """Least loss over matrices of rank at most `rank`."""
         return _minima.minimum(self.target, rank, tau=self.tau)
+
+    def _plain_target(self) -> Target:
+        """The target, refused if it is `Spiked`: there is no factor of it that is not `n x n`."""
+        target: Any = self.target
+        _checks.instance("target", target, Target, "a bwflow.Target")
+        return target
 
 
 @full_precision
@@ -175,6 +185,7 @@ class Frobenius(_Smoothed):
     9.0 1.0
     """
 
+    target: Target
     smoothness: ClassVar[float] = 2.0  # Lipschitz constant of the gradient in W W^T
 
     def __call__(self, W: Array) -> Scalar:
