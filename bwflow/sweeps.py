@@ -111,7 +111,7 @@ def sweep(
     that diverges changes no bit of the others. `bwflow.statistics.lockstep` tells how much of the
     work that was. Groups of 32 with a difficulty that tells slow runs from fast ones, such as
     `(tau, -s)` with the least singular value `s` of the start's end-to-end matrix, can halve the
-    time on a CPU; accelerators want all runs at once.
+    time on a CPU. Where a step costs as much for few runs as for many, groups lose.
 
     Examples
     --------

@@ -155,6 +155,7 @@ def specs(draw):
         "descent": descent,
         "precision": draw(choices(Experiment, "precision")),
         "batch_size": draw(st.integers(0, largest)),
+        "group_size": draw(st.sampled_from((0, 1))),
         "memory_limit_gb": draw(positive),
     }
 
