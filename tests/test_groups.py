@@ -256,8 +256,6 @@ def test_a_store_that_was_interrupted_has_the_same_bytes(store, tmp_path):
 
 
 def test_a_study_in_memory_has_the_numbers_of_the_store(store):
-    if studies.PRECISION == "float64" and not jax.config.jax_enable_x64:
-        pytest.skip("in double precision only")
     spec = small(target={"n": 3}, tau=(0.0,), seeds=7, batch_size=5, group_size=2)
     ds = bw.study.run(spec, progress=False)
     stored = bw.store.read(studies.finished(spec, store.parent / "one"))
