@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array
 
 from bwflow import progress, store, study, sweeps
+from bwflow._lockstep import in_groups
 from bwflow._process import in_precision
 from bwflow._units import Grid, Unit, constants
 from bwflow.experiment import Experiment
@@ -89,15 +90,21 @@ class _Study:
         self.axes = study.axes(self.experiment, self.target.dim)
         self.program = functools.cache(self._program)
 
-    def _program(
-        self, devices: int, **fixed: Any
-    ) -> Callable[[ArrayLike, ArrayLike], dict[str, Array]]:
-        """All runs of a chunk, on each device those of another one."""
+    def _program(self, devices: int, **fixed: Any) -> Callable[..., dict[str, Array]]:
+        """All runs of a chunk, on each device those of another one.
+
+        With groups it takes, beside the axes, which of the runs are no padding.
+        """
 
         def run(tau: Array, seed: Array) -> dict[str, Array]:
             return sweeps.record(self.run(tau=tau, seed=seed, **fixed))
 
-        return jax.jit(over_devices(jax.vmap(run), devices))
+        def keys(tau: Array, seed: Array) -> tuple[Array, Array]:
+            return study.difficulty(self.experiment, self.target)(tau=tau, seed=seed, **fixed)
+
+        size = self.experiment.group_size
+        chunk = in_groups(run, keys, size) if size else jax.vmap(run)
+        return jax.jit(over_devices(chunk, devices))
 
 
 def over_devices(function: Callable, devices: int) -> Callable:
@@ -168,8 +175,9 @@ def results(path: Path, units: Sequence[Unit], *, devices: int = 1) -> list[dict
         # The program is that of all devices, even if there are fewer units left.
         taken = [*units, *(devices - len(units)) * [units[-1]]]
         columns = [_padded_runs(unit, chunks, traced) for unit in taken]
-        tau, seed = (np.concatenate(column) for column in zip(*columns, strict=True))
-        found = jax.device_get(ready.program(devices, **fixed)(tau, seed))
+        *axes, real = (np.concatenate(column) for column in zip(*columns, strict=True))
+        told = (real,) if ready.experiment.group_size else ()
+        found = jax.device_get(ready.program(devices, **fixed)(*axes, *told))
     sizes = [chunks[name] for name in traced]
     return [_block(found, index, sizes, unit) for index, unit in enumerate(units)]
 
@@ -177,12 +185,17 @@ def results(path: Path, units: Sequence[Unit], *, devices: int = 1) -> list[dict
 def _padded_runs(
     unit: Unit, chunks: Mapping[str, int], traced: Mapping[str, np.ndarray]
 ) -> list[np.ndarray]:
-    """Coordinates of the runs of a whole chunk; the last is repeated where the unit ends before."""
-    sides = []
+    """Coordinates of the runs of a whole chunk, and which of them are in the unit.
+
+    The last is repeated where the unit ends before.
+    """
+    sides, inside = [], []
     for name, values in traced.items():
         index = np.arange(unit[name].start, unit[name].start + chunks[name])
         sides.append(values[np.minimum(index, unit[name].stop - 1)])
-    return [side.ravel() for side in np.meshgrid(*sides, indexing="ij")]
+        inside.append(index < unit[name].stop)
+    real = np.logical_and(*np.meshgrid(*inside, indexing="ij"))
+    return [side.ravel() for side in (*np.meshgrid(*sides, indexing="ij"), real)]
 
 
 def _block(

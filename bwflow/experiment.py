@@ -271,7 +271,9 @@ class Experiment(Spec):
     precision: Literal["float64", "float32"] = "float64"
     """Floating-point type of everything."""
     batch_size: int = 0
-    """Runs that advance together; 0 fits the memory limit."""
+    """Runs of a chunk, which advance together; 0 fits the memory limit."""
+    group_size: int = 0
+    """Runs that advance together in its stead, by tau and by how small they start; 0 is all."""
     memory_limit_gb: float = 1.0
     """What one batch may take."""
 
@@ -380,5 +382,9 @@ class Experiment(Spec):
                 "a list without repeats that holds loss and gap",
             ),
             "batch_size": (self.batch_size >= 0, "positive, or 0 to fit the memory"),
+            "group_size": (
+                0 <= self.group_size <= (self.batch_size or self.group_size),
+                "between 1 and batch_size, or 0 for all runs of a batch",
+            ),
             "memory_limit_gb": (self.memory_limit_gb > 0, "positive"),
         }

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from bwflow import store
+from bwflow._lockstep import is_told, lockstep
 from bwflow._trajectory import OUTCOMES
 
 _RECENT = 50  # units by which the pace is judged
@@ -67,6 +69,9 @@ class Status:
         Runs by how they ended, the names of `bwflow.RESULTS`.
     arrived
         Runs that met the tolerance.
+    wasted
+        Share of the steps in which runs only waited for others, see `bwflow.statistics.lockstep`;
+        NaN where that is not known.
     rate
         Runs per hour lately, by the logs; NaN where they say nothing.
     remaining
@@ -81,6 +86,7 @@ class Status:
     done: int
     outcomes: dict[str, int]
     arrived: int
+    wasted: float
     rate: float
     remaining: float
     running: bool
@@ -112,6 +118,7 @@ def status(path: str | Path) -> Status:
         # First, since it is written last: of what is done then all is there.
         done = ds["done"].values if "done" in ds else np.ones(ds["hit"].shape, bool)
         reason, hit = ds["reason"].values, ds["hit"].values
+        wasted = _wasted(ds)
     codes = Counter(reason[done].tolist())
     rate, running = _pace(log_folder(path))
     left = done.size - int(done.sum())
@@ -120,11 +127,20 @@ def status(path: str | Path) -> Status:
         done=int(done.sum()),
         outcomes={OUTCOMES[int(code)]: n for code, n in sorted(codes.items())},
         arrived=int(np.isfinite(hit[done]).sum()),
+        wasted=wasted,
         rate=rate,
         remaining=3600 * left / rate if left and rate > 0 else 0.0 if not left else np.nan,
         running=running and left > 0,
         bytes=_bytes(path),
     )
+
+
+def _wasted(ds: xr.Dataset) -> float:
+    """The share of all programs together."""
+    if "num_steps" not in ds or not is_told(ds):
+        return np.nan
+    totals = lockstep(ds).sum()
+    return 1 - totals["steps"].item() / (totals["lane_steps"].item() or np.nan)
 
 
 def _bytes(path: Path) -> int:
@@ -175,6 +191,8 @@ def describe(found: Status) -> str:
     failed = {name: n for name, n in found.outcomes.items() if name != "successful"}
     ended = ", ".join(f"{n} {name}" for name, n in failed.items()) or "none"
     lines.append(("failures", ended))
+    if found.wasted == found.wasted:
+        lines.append(("waiting", f"{100 * found.wasted:.0f} % of the steps, for slower runs"))
     if found.rate == found.rate:
         lines.append(("rate", f"{found.rate:.3g} runs per hour"))
     if found.done < found.runs:

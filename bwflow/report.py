@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from bwflow import statistics, store
+from bwflow._lockstep import is_told
 from bwflow.experiment import Experiment
 
 _HEADER: tuple[str, ...] = (
@@ -20,6 +21,7 @@ _HEADER: tuple[str, ...] = (
     "median [quartiles]",
     "late decay",
     "steps",
+    "waiting",
 )
 
 _AXES = {"dynamics", "depth", "bottleneck", "tau", "seed"}
@@ -30,18 +32,22 @@ def table(ds: xr.Dataset | str | Path) -> str:
 
     One row per dynamics, depth, bottleneck and smoothing. `median [quartiles]` is the time (flow)
     or step (descent) at which the gap to the known optimum fell below `tolerance * L(0)`;
-    `late decay` the fitted law of the gap at the end.
+    `late decay` the fitted law of the gap at the end; `waiting` what `statistics.lockstep` calls
+    wasted, over all smoothings.
     """
     stats = statistics.summary(ds)
     if not isinstance(ds, xr.Dataset):
         ds = store.open(ds)
+    waiting = statistics.lockstep(ds)["wasted"] if is_told(ds) else None
     rows = [_HEADER]
     for dynamics in ds["dynamics"].values:
         for depth in ds["depth"].values:
             for bottleneck in ds["bottleneck"].values:
+                program = {"dynamics": dynamics, "depth": depth, "bottleneck": bottleneck}
+                share = np.nan if waiting is None else float(waiting.sel(program))
                 for tau in ds["tau"].values:
-                    cell = stats.sel(dynamics=dynamics, depth=depth, bottleneck=bottleneck, tau=tau)
-                    rows.append(_row(cell, float(_end(ds, str(dynamics)))))
+                    cell = stats.sel({**program, "tau": tau})
+                    rows.append(_row(cell, float(_end(ds, str(dynamics))), share))
     sizes = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
     lines = [
         "  ".join(_pad(i, text, sizes[i]) for i, text in enumerate(row)).rstrip() for row in rows
@@ -66,7 +72,7 @@ def _end(ds: xr.Dataset, dynamics: str) -> np.ndarray:
     return ds["time" if dynamics == "flow" else "step"].max().values
 
 
-def _row(cell: xr.Dataset, end: float) -> tuple[str, ...]:
+def _row(cell: xr.Dataset, end: float, waiting: float) -> tuple[str, ...]:
     runs = int(cell["runs"])
     name = (
         str(cell["dynamics"].item()),
@@ -91,6 +97,7 @@ def _row(cell: xr.Dataset, end: float) -> tuple[str, ...]:
         f"{middle} [{low}, {high}]",
         decay,
         f"{float(cell['steps']):.0f}",
+        "-" if np.isnan(waiting) else f"{100 * waiting:.0f}%",
     )
 
 
@@ -112,6 +119,8 @@ def _legend(ds: xr.Dataset) -> str:
         "a power law where tau is not below an eigenvalue to be learnt and N >= 2 (in the end",
         "t^(-N / (N - 1)) where it is above; the log-log slope fitted here is that of the last two",
         "octaves of time), else the exponential over the last three decades of the gap.",
+        "waiting: share of the steps computed in which runs only waited for the slowest of those",
+        "that advance together, over all tau; group_size in the spec makes it smaller.",
     ]
     return "\n".join(lines)
 

@@ -18,6 +18,7 @@ import xarray as xr
 from scipy import special
 
 from bwflow import _units, store
+from bwflow._lockstep import lockstep as lockstep
 
 _QUANTILES = (0.25, 0.5, 0.75)
 _NEEDED = ("gap", "hit", "loss", "num_steps", "success")

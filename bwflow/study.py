@@ -81,6 +81,8 @@ def run(experiment: Experiment, *, progress: bool = True) -> xr.Dataset:
         static=static,
         traced=traced,
         batch_size=math.prod(plan.chunk(experiment, n)),
+        group_size=experiment.group_size or None,
+        difficulty=difficulty(experiment, target) if experiment.group_size else None,
         progress=progress,
     )
     return ds.assign(_constants(target)).assign_attrs(_attributes(experiment))
@@ -128,7 +130,8 @@ def outline(experiment: Experiment, target: Target) -> xr.Dataset:
         )
         shapes = {name: (1, len(times), *row.shape) for name, row in rows.items()}
         fake = {name: np.zeros(shape, rows[name].dtype) for name, shape in shapes.items()}
-        counts = {name: np.zeros(1, np.int32) for name in COUNTS}
+        grouped = ("group",) if experiment.group_size else ()
+        counts = {name: np.zeros(1, np.int32) for name in (*COUNTS, *grouped)}
         results.append(fake | counts | {"hit": np.zeros(1, dtype), clock: np.asarray(times)[None]})
     ds = label(results, static, {name: values[:1] for name, values in traced.items()})
     first = ds.isel({name: slice(1) for name in static})
@@ -319,6 +322,22 @@ def cell(experiment: Experiment, target: Target, probe: Probe | None = None):
         )
 
     return run_one
+
+
+def difficulty(experiment: Experiment, target: Target) -> Callable[..., tuple[Array, Array]]:
+    """What tells slow runs from fast ones: the smoothing, then the start's least singular value.
+
+    Among runs of one smoothing that takes longest to grow.
+    """
+    init = _start(experiment.network, target)
+
+    def measure(*, dynamics, depth, bottleneck, tau, seed):
+        del dynamics
+        widths = experiment.network.widths(target.dim, depth, bottleneck)
+        W = end_to_end(init(jax.random.key(seed), widths, tau))
+        return tau, -jnp.linalg.svd(W, compute_uv=False)[-1]
+
+    return measure
 
 
 def solver_of(name: str) -> diffrax.AbstractSolver:

@@ -470,6 +470,9 @@ rows(
         ("sweep", "batch_size"): lambda x: bw.sweep(
             never, traced={"seed": [0]}, batch_size=x, progress=False
         ),
+        ("sweep", "group_size"): lambda x: bw.sweep(
+            never, traced={"seed": [0]}, group_size=x, progress=False
+        ),
     },
     NOT_A_COUNT,
 )

@@ -22,6 +22,7 @@ SPECS = {  # by the number of units of each program
     "three": small(seeds=5),
     "three of each program": small(seeds=5, network={"depth": (1, 2)}),
     "two smoothings": small(seeds=3, batch_size=4, tau=(0.0, 0.1, 0.2)),
+    "groups": small(seeds=7, batch_size=4, group_size=3),
 }
 
 _COMPUTE = """\

@@ -155,6 +155,7 @@ def specs(draw):
         "descent": descent,
         "precision": draw(choices(Experiment, "precision")),
         "batch_size": draw(st.integers(0, largest)),
+        "group_size": draw(st.sampled_from((0, 1))),
         "memory_limit_gb": draw(positive),
     }
 
@@ -388,6 +389,7 @@ RULES = {
     "descent.total_time": [-1.0, 1e30, np.nan],
     "descent.save_every": [0, -1],
     "batch_size": [-1],
+    "group_size": [-1],
     "memory_limit_gb": [0.0, -1.0, np.nan],
     "probe": [[], ["loss"], ["gap"], ["loss", "gap", "loss"]],
     "target.pixels": [0, 3, 16],

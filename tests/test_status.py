@@ -211,6 +211,7 @@ def status(**changes):
         "done": 200,
         "outcomes": {"successful": 197, "nonfinite": 2, "max_steps_reached": 1},
         "arrived": 120,
+        "wasted": 0.25,
         "rate": 50.0,
         "remaining": 7200.0,
         "running": True,
@@ -223,6 +224,7 @@ def test_a_description_has_all_there_is():
     assert progress.describe(status()).splitlines() == [
         "runs      200 of 300 done (66 %), 120 arrived",
         "failures  2 nonfinite, 1 max_steps_reached",
+        "waiting   25 % of the steps, for slower runs",
         "rate      50 runs per hour",
         "to go     2:00:00 at that rate",
         "disk      4 MB, 2e+04 B a run",

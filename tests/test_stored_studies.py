@@ -195,8 +195,9 @@ def test_nothing_is_added_to_what_was_begun_elsewhere(stores, tmp_path, attribut
         ({"seeds": 2, "batch_size": 4, "tau": (0.0, 0.1)}, {"tau": (0.3,)}, 1),
         ({"seeds": 2}, {"depth": (3, 1)}, 2),
         ({"seeds": 3}, {"bottleneck": (1,), "seeds": 4}, 3),
+        ({"seeds": 5, "batch_size": 4, "group_size": 2}, {"seeds": 7}, 1),
     ],
-    ids=["seeds", "full chunks", "tau", "padded tau", "depth", "bottleneck and seeds"],
+    ids=["seeds", "full chunks", "tau", "padded tau", "depth", "bottleneck and seeds", "groups"],
 )
 def test_an_extended_store_is_that_of_the_whole_study(
     stores, tmp_path, monkeypatch, before, more, computed
