@@ -348,7 +348,7 @@ def test_values_of_another_type_are_refused_by_key(path, value):
         ("network.init", "ones", "got 'ones'."),
         ("network.draw", "balanced", "orthogonal, identity; got 'balanced'."),
         ("flow.solver", "Euler", "got 'Euler'."),
-        ("flow.solver", "RK4", "got 'RK4'."),
+        ("flow.solver", "RK4", "got 'RK4'; did you mean 'RKC'?"),
         ("descent.optimizer", "sdg", "got 'sdg'; did you mean 'sgd'?"),
         ("descent.optimizer", "apply_updates", "got 'apply_updates'."),
         ("probe", ["loss", "gap", "rank"], "got 'rank'."),
