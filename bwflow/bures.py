@@ -10,7 +10,7 @@ has no cancellation near an optimum; and since `P` is a minimiser, the gradient 
 """
 
 from functools import partial
-from typing import get_args
+from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,16 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike
 
-from bwflow import _checks, _spiked
+from bwflow import _checks, _quadrature, _spiked
 from bwflow._types import Scalar
 from bwflow.covariances import Spiked, Target, covariance_matrix, eigenpairs
 from bwflow.linalg import Method, full_precision, polar, symmetric_sylvester, symmetrize
 
+LossMethod: TypeAlias = Literal["auto", "svd", "gram", "newton_schulz", "quadrature"]
+
 
 def smoothed_bures(
-    W: ArrayLike, target: Target | Spiked, *, tau: ArrayLike, method: Method = "auto"
+    W: ArrayLike, target: Target | Spiked, *, tau: ArrayLike, method: LossMethod = "auto"
 ) -> Scalar:
     """Smoothed loss of a network, `L_tau(W) = BW^2(W W^T + tau I, Sigma0)`.
 
@@ -44,7 +46,9 @@ def smoothed_bures(
     tau
         Smoothing, in units of the covariance; not negative.
     method
-        How the polar factor is computed, see `bwflow.linalg.polar`.
+        How the polar factor is computed, see `bwflow.linalg.polar`; or `"quadrature"`, which takes
+        none: integrals over matrices of size `p x p`, for `tau > 0` and a network through a
+        bottleneck or of few columns, `p` far below `m`.
 
     Returns
     -------
@@ -55,7 +59,8 @@ def smoothed_bures(
     ------
     ValueError
         If `W` is not a real floating matrix with as many rows as the target, if `tau` is not a
-        finite number of at least 0, or if there is no such method.
+        finite number of at least 0, or if there is no such method; with `"quadrature"` if `tau` is
+        0, the target is no `Target`, or derivatives in it are asked for.
 
     Notes
     -----
@@ -72,6 +77,12 @@ def smoothed_bures(
     size `p + r`. The value is a difference of traces, off by their rounding near an optimum, where
     it is 0 rather than negative; derivatives in the target, as in `W`, are of any order.
 
+    By quadrature it costs 416 nodes (96 in float32) of `m p^2` and `p^3` operations each, exact to
+    rounding for `B^T (W W^T + tau I) B` of condition up to `eps^{-2}`: with 8 columns it is ahead
+    of a polar factor from `m` of about 200. The value is a difference of traces, as above;
+    derivatives in `W` and `tau` are of any order. It is NaN where `tau` or an eigenvalue of the
+    target is traced and 0.
+
     References
     ----------
     Brechet, Papagiannouli, An, Montufar (2023), arXiv 2303.03027.
@@ -87,8 +98,13 @@ def smoothed_bures(
     _checks.instance("target", target, (Target, Spiked), "a bwflow.Target")
     W = _checks.end_to_end("W", W, target.dim)
     tau = _checks.scalar("tau", tau, W.dtype, minimum=0.0)
-    _checks.choice("method", method, get_args(Method))
+    _checks.choice("method", method, get_args(LossMethod))
     smoothed = not _checks.is_concrete(tau) or np.any(np.asarray(tau))
+    if method == "quadrature":
+        _checks.instance("target", target, Target, "a bwflow.Target with method='quadrature'")
+        if not smoothed:
+            raise ValueError("tau must be positive with method='quadrature'; got 0.")
+        return _quadrature.distance(W, target, tau)
     kernel = _spiked.distance if isinstance(target, Spiked) else _distance
     return kernel(W, target, tau if smoothed else None, method)
 

@@ -250,3 +250,49 @@ def test_reverse_and_forward_derivatives_through_the_flow():
     forward = jax.jvp(lambda tau: final(tau, diffrax.ForwardMode()), (0.02,), (1.0,))[1]
     assert_close(jax.grad(final)(0.02), expected, by_precision(1e-6, 2e-3))
     assert_close(forward, expected, by_precision(1e-6, 2e-3))
+
+
+def test_memory_does_not_grow_with_the_number_of_steps():
+    """It is that of the records, one state each."""
+    loss = bw.losses.BuresWasserstein(random_target(1, 3), 0.1)
+
+    def temporaries(max_steps, num_saves):
+        def run(W):
+            times = jnp.linspace(0.0, 1.0, num_saves)
+            return bw.gradient_flow(
+                loss, (W, W), times=times, rtol=1e-3, atol=1e-3, max_steps=max_steps, throw=False
+            ).probes
+
+        compiled = jax.jit(run).lower(jnp.eye(3)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, many = temporaries(10, 100), temporaries(100_000, 100)
+    assert few == many
+    states = 900 * 18 * jnp.ones(()).dtype.itemsize
+    assert temporaries(10, 1000) - few <= 3 * states
+
+
+def test_records_after_a_stop_have_derivatives():
+    """Rows that repeat the end, though nothing was saved there."""
+    target = random_target(2, 3)
+    times = jnp.linspace(0.0, 8.0, 5)
+
+    def losses(scale):
+        run = bw.gradient_flow(
+            bw.losses.BuresWasserstein(target, 0.0),
+            (scale * jnp.eye(3),),
+            times=times,
+            rtol=by_precision(1e-9, 1e-5),
+            atol=by_precision(1e-10, 1e-6),
+            until=bw.until.gap(1e-3),
+        )
+        return run.probes["loss"][:3]
+
+    # One layer stays on a line: the loss falls like e^{-4 t}, until it is 1e-3 of the first.
+    start = bw.losses.BuresWasserstein(target, 0.0)
+    first, slope = jax.value_and_grad(lambda scale: start(scale * jnp.eye(3)))(1.5)
+    expected = np.array([1.0, 1e-3, 1e-3]) * float(first)
+    assert_close(losses(1.5), expected, by_precision(1e-6, 1e-3))
+    slopes = jax.jacrev(losses)(1.5)
+    assert_close(slopes[0], slope, by_precision(1e-8, 1e-4))
+    assert np.all(np.isfinite(slopes))

@@ -11,9 +11,9 @@ from jaxtyping import Array, ArrayLike
 
 from bwflow import _checks, _minima
 from bwflow._types import Scalar
-from bwflow.bures import smoothed_bures
+from bwflow.bures import LossMethod, smoothed_bures
 from bwflow.covariances import Spiked, Target
-from bwflow.linalg import Method, full_precision, positive_power, range_mask
+from bwflow.linalg import full_precision, positive_power, range_mask
 
 
 def frobenius(W: ArrayLike, target: Target, *, tau: ArrayLike = 0.0) -> Scalar:
@@ -78,7 +78,7 @@ class _Smoothed(eqx.Module):
 
 
 class BuresWasserstein(_Smoothed):
-    """`smoothed_bures` bound to a target, a smoothing and a method of `bwflow.linalg.polar`.
+    """`smoothed_bures` bound to a target, a smoothing and a method.
 
     Examples
     --------
@@ -90,11 +90,11 @@ class BuresWasserstein(_Smoothed):
     """
 
     target: Target | Spiked
-    method: Method = eqx.field(default="auto", static=True)
+    method: LossMethod = eqx.field(default="auto", static=True)
     _targets: ClassVar[tuple[type, ...]] = (Target, Spiked)
 
     def __check_init__(self):
-        _checks.choice("method", self.method, get_args(Method))
+        _checks.choice("method", self.method, get_args(LossMethod))
 
     def __call__(self, W: Array) -> Scalar:
         return smoothed_bures(W, self.target, tau=self.tau, method=self.method)
