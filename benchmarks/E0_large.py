@@ -142,8 +142,8 @@ def streams(smoke, repeats):
     """Samples in blocks beside all at once: many samples of full rank, and of low rank in many
     dimensions."""
     cells = {
-        "many samples": (300, 8, 8, 20) if smoke else (100_000, 512, 512, 1_000),
-        "many dimensions": (40, 60, 3, 5) if smoke else (2_000, 20_000, 20, 100),
+        "many samples": (300, 8, 8, 20) if smoke else (20_000, 512, 512, 1_000),
+        "many dimensions": (40, 60, 3, 5) if smoke else (500, 20_000, 20, 100),
     }
     rng, rows = np.random.default_rng(1), []
     for count, n, rank, size in cells.values():
@@ -182,7 +182,7 @@ def main(smoke: bool = False, out: Path = Path("results/benchmarks")) -> xr.Data
     times, declared = products(n, m, k, repeats)
     peaks = [seen(n, m, k, tau) for tau in TAUS]
     beside, apart = against_dense(*((20, 5, 2, 1) if smoke else (4_096, m, k, 1)), TAUS[1])
-    kinds, streamed = streams(smoke, 1 if smoke else 3)
+    kinds, streamed = streams(smoke, 1 if smoke else 2)
     text = np.dtypes.StringDType()
     ds = xr.Dataset(
         {
