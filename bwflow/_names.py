@@ -32,6 +32,7 @@ Quantity = Literal[
     "distance_frobenius",
     "distance_bures",
 ]
+Method = Literal["auto", "svd", "gram", "newton_schulz", "quadrature"]
 Solver = Literal[
     "Tsit5",
     "Dopri5",

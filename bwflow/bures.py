@@ -10,7 +10,7 @@ has no cancellation near an optimum; and since `P` is a minimiser, the gradient 
 """
 
 from functools import partial
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,10 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike
 
 from bwflow import _checks, _quadrature, _spiked
+from bwflow._names import Method as LossMethod
 from bwflow._types import Scalar
 from bwflow.covariances import Spiked, Target, covariance_matrix, eigenpairs
 from bwflow.linalg import Method, full_precision, polar, symmetric_sylvester, symmetrize
-
-LossMethod: TypeAlias = Literal["auto", "svd", "gram", "newton_schulz", "quadrature"]
 
 
 def smoothed_bures(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from bwflow._names import Draw, Optimizer, Quantity, Solver, Start
+from bwflow._names import Draw, Method, Optimizer, Quantity, Solver, Start
 from bwflow._spec import Rules, Spec, distinct, rounded
 
 DYNAMICS = ("flow", "descent")
@@ -256,6 +256,8 @@ class Experiment(Spec):
     network: NetworkSpec = field(default_factory=NetworkSpec)
     loss: Literal["bures_wasserstein", "frobenius"] = "bures_wasserstein"
     """What is minimised."""
+    method: Method = "auto"
+    """How the first of them is computed: by which polar factor, or "quadrature" for few columns."""
     tau: tuple[float, ...] = (0.0,)
     """Smoothings, in units of the covariance."""
     seeds: int = 64
@@ -373,6 +375,14 @@ class Experiment(Spec):
             "tau": (
                 distinct(rounded(self.tau, self.precision)) and min(self.tau) >= 0,
                 f"distinct numbers in {self.precision}, none negative",
+            ),
+            "method": (
+                self.method == "auto"
+                or (
+                    self.loss == "bures_wasserstein"
+                    and (self.method != "quadrature" or all(tau > 0 for tau in self.tau))
+                ),
+                "auto for the Frobenius loss, and quadrature only where every tau is positive",
             ),
             "seeds": (1 <= self.seeds <= 10_000_000, "between 1 and 10 million"),
             "dynamics": (distinct(self.dynamics), "a non-empty list without repeats"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, PRNGKeyArray
 
 from bwflow import (
     covariances,
@@ -33,7 +33,6 @@ from bwflow.flow import gradient_flow
 from bwflow.sweeps import COUNTS, label, sweep
 
 TARGET = ("target_factor", "target_eigenvalues", "target_eigenvectors")  # in a dataset
-_LOSSES = {"bures_wasserstein": losses.BuresWasserstein, "frobenius": losses.Frobenius}
 
 
 def run(experiment: Experiment, *, progress: bool = True) -> xr.Dataset:
@@ -125,7 +124,7 @@ def outline(experiment: Experiment, target: Target) -> xr.Dataset:
         clock, times = _clock(experiment, dynamics, dtype)
         layers = [jax.ShapeDtypeStruct((b, a), dtype) for a, b in pairwise(widths)]
         rows = jax.eval_shape(
-            lambda W: diagnostics.recorded(probe, _LOSSES[experiment.loss](target, 0.1), W),
+            lambda W: diagnostics.recorded(probe, loss_of(experiment, target, 0.1), W),
             tuple(layers),
         )
         shapes = {name: (1, len(times), *row.shape) for name, row in rows.items()}
@@ -290,7 +289,7 @@ def cell(experiment: Experiment, target: Target, probe: Probe | None = None):
     times = _save_times(experiment, target.factor.dtype)
 
     def run_one(*, dynamics, depth, bottleneck, tau, seed) -> Trajectory:
-        loss = _LOSSES[experiment.loss](target, tau)
+        loss = loss_of(experiment, target, tau)
         widths = experiment.network.widths(target.dim, depth, bottleneck)
         start = init(jax.random.key(seed), widths, tau)
         if dynamics == "flow":
@@ -338,6 +337,13 @@ def difficulty(experiment: Experiment, target: Target) -> Callable[..., tuple[Ar
         return tau, -jnp.linalg.svd(W, compute_uv=False)[-1]
 
     return measure
+
+
+def loss_of(experiment: Experiment, target: Target, tau: ArrayLike) -> Loss:
+    """The loss that a spec names."""
+    if experiment.loss == "frobenius":
+        return losses.Frobenius(target, tau)
+    return losses.BuresWasserstein(target, tau, experiment.method)
 
 
 def solver_of(name: str) -> diffrax.AbstractSolver:

@@ -138,15 +138,16 @@ def specs(draw):
     descent, loss = draw(descents()), draw(choices(Experiment, "loss"))
     if (descent["optimizer"], loss) == ("sgd", "bures_wasserstein") and not descent["total_time"]:
         descent["learning_rate"] = draw(st.just(0.0) | positive)
+    taus = draw(distinct(st.floats(0.0, 2.0**99, width=32).filter(lambda x: not 0 < x < 1e-30)))
+    methods = choices(Experiment, "method").filter(lambda m: m != "quadrature" or min(taus) > 0)
     others = distinct(choices(Experiment, "probe").filter(lambda q: q not in ("loss", "gap")))
     return {
         "name": draw(st.text("abcXYZ019-_", min_size=1, max_size=64)),
         "target": target,
         "network": draw(networks(n)),
         "loss": loss,
-        "tau": draw(
-            distinct(st.floats(0.0, 2.0**99, width=32).filter(lambda x: not 0 < x < 1e-30))
-        ),
+        "method": draw(methods) if loss == "bures_wasserstein" else "auto",
+        "tau": taus,
         "seeds": draw(st.integers(1, 10_000_000)),
         "dynamics": draw(distinct(choices(Experiment, "dynamics"))),
         "tolerance": draw(numbers(0, 0.999)),
@@ -364,6 +365,7 @@ def test_names_that_are_not_known_are_refused_with_the_choices(path, value, end)
 
 RULES = {
     "name": ["", "a/b", "a b", "..", "a\n", "a" * 65],
+    "method": ["quadrature"],  # with tau = 0
     "seeds": [0, -1, 10**8, 2**31, 10**30],
     "tau": [[], [0.1, 0.1], [-0.1], [np.inf], [np.nan], [1e31], [1e-31]],
     "dynamics": [[], ["flow", "flow"]],

@@ -1,5 +1,7 @@
 """The smoothed loss by quadrature: against many digits, and against the polar factor."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -103,6 +105,35 @@ def test_batches_descents_and_zero_smoothing():
         for method in ("quadrature", "svd")
     ]
     assert_close(losses[0], losses[1], by_precision(1e-13, 1e-5))
+
+
+@pytest.mark.once
+def test_studies_by_any_method_agree():
+    """Of a bottleneck, with smoothing."""
+    study = bw.Experiment(
+        target=bw.experiment.TargetSpec(n=4),
+        network=bw.experiment.NetworkSpec(depth=(2,), bottleneck=(2,)),
+        descent=bw.experiment.DescentSpec(num_steps=3),
+        dynamics=("descent",),
+        tau=(0.1,),
+        seeds=2,
+    )
+    losses = [
+        bw.study.run(dataclasses.replace(study, method=method), progress=False)["loss"]
+        for method in ("auto", "quadrature", "newton_schulz")
+    ]
+    assert_close(losses[1], losses[0], 1e-13)
+    assert_close(losses[2], losses[0], 1e-13)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "fields",
+    [{"method": "quadrature"}, {"method": "svd", "loss": "frobenius", "dynamics": ("flow",)}],
+)
+def test_specs_refuse_a_method_that_does_not_fit(fields, as_installed):
+    with pytest.raises(ValueError, match=r"method must be auto for the Frobenius loss, and quad"):
+        bw.Experiment(**fields)
 
 
 @pytest.mark.once

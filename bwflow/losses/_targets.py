@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from bwflow import _checks, _minima
+from bwflow._names import Method
 from bwflow._types import Scalar
-from bwflow.bures import LossMethod, smoothed_bures
+from bwflow.bures import smoothed_bures
 from bwflow.covariances import Spiked, Target
 from bwflow.linalg import full_precision, positive_power, range_mask
 
@@ -90,11 +91,11 @@ class BuresWasserstein(_Smoothed):
     """
 
     target: Target | Spiked
-    method: LossMethod = eqx.field(default="auto", static=True)
+    method: Method = eqx.field(default="auto", static=True)
     _targets: ClassVar[tuple[type, ...]] = (Target, Spiked)
 
     def __check_init__(self):
-        _checks.choice("method", self.method, get_args(LossMethod))
+        _checks.choice("method", self.method, get_args(Method))
 
     def __call__(self, W: Array) -> Scalar:
         return smoothed_bures(W, self.target, tau=self.tau, method=self.method)
