@@ -2,6 +2,7 @@
 
 from typing import Literal, TypeAlias, get_args
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
@@ -112,11 +113,11 @@ def minimum(
     _checks.instance("target", target, (Target, Spiked), "a bwflow.Target")
     rank = _checks.positive_int("rank", rank)
     _checks.choice("loss", loss, get_args(Discrepancy))
+    tau = _checks.scalar("tau", tau, jax.tree.leaves(target)[0].dtype, minimum=0.0)
     if isinstance(target, Spiked):
         lam, rest = target.spikes.eigenvalues + target.delta, target.delta
     else:
         lam, rest = target.eigenvalues, jnp.zeros((), target.eigenvalues.dtype)
-    tau = _checks.scalar("tau", tau, lam.dtype, minimum=0.0)
     learnt = (jnp.arange(lam.size) < rank) & (lam > tau)
     # Of the equal eigenvalues that follow, those within the rank are learnt too.
     among = min(max(rank - lam.size, 0), target.dim - lam.size)

@@ -1,6 +1,7 @@
 """Gradient flow `dW_j/dt = -grad_j` as an ordinary differential equation, by diffrax."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -254,6 +255,7 @@ def _solve(
     def velocity(t, state, loss):
         return -ravel_pytree(Point(loss, restored(state), factorization).gradients)[0]
 
+    jax.eval_shape(partial(recorded, probe), loss, params)  # refused, if at all, first
     begun = Point(loss, params, factorization)
     event, threshold, end_time = None, None, times[-1]
     if until is not None:

@@ -875,9 +875,9 @@ def test_losses_near_the_optimum_are_not_noise():
     lam, rng = np.geomspace(1.0, 0.1, 8), np.random.default_rng(0)
     Q = np.linalg.qr(rng.normal(size=(8, 8)))[0]
     R0 = (Q * lam**0.5) @ Q.T
-    moved, errors = 1e-4 * rng.normal(size=(8, 8)) / 8, []
-    for size in (0.3, 0.5, 1.0, 1.5):
-        W = R0 + size * moved
+    errors = []
+    for size in 4 * (0.3, 0.5, 1.0, 1.5):
+        W = R0 + size * 1e-4 * rng.normal(size=(8, 8)) / 8
         loss = without_cancellation(W, R0)
         A, X = R0.astype(np.float32), W.astype(np.float32)
         M = A @ X @ X.T @ A
