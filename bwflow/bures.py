@@ -77,10 +77,10 @@ def smoothed_bures(
     it is 0 rather than negative; derivatives in the target, as in `W`, are of any order.
 
     By quadrature it costs 416 nodes (96 in float32) of `m p^2` and `p^3` operations each, exact to
-    rounding for `B^T (W W^T + tau I) B` of condition up to `eps^{-2}`: with 8 columns it is ahead
-    of a polar factor from `m` of about 200. The value is a difference of traces, as above;
-    derivatives in `W` and `tau` are of any order. It is NaN where `tau` or an eigenvalue of the
-    target is traced and 0.
+    rounding for `B^T (W W^T + tau I) B` of condition up to `eps^{-2}`: with 4 columns it is
+    ahead of a polar factor from `m` of about 130, with 64 from about 800. The value is a difference
+    of traces, as above; derivatives in `W` and `tau` are of any order. It is NaN where `tau` or an
+    eigenvalue of the target is traced and 0.
 
     References
     ----------
