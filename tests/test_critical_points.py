@@ -223,6 +223,7 @@ def test_minimizer_spectrum_against_differences(spectrum, loss):
             assert_close(np.sort(found), expected, 1e-8)
 
 
+@pytest.mark.float64
 @every_loss
 def test_minimizer_spectrum_lists_all_values_where_tau_is_above_an_eigenvalue(loss):
     """Against the closed form, some of the `rank` eigenvalues not being learnt."""

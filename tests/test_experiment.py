@@ -260,6 +260,7 @@ OTHER = {
     "network.bottleneck": [2],
     "network.width": 20,
     "network.latent": 20,
+    "method": "svd",
     "network.init": "identity",
     "network.draw": "orthogonal",
     "tau": [0.5],
