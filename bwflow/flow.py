@@ -255,7 +255,7 @@ def _solve(
     def velocity(t, state, loss):
         return -ravel_pytree(Point(loss, restored(state), factorization).gradients)[0]
 
-    jax.eval_shape(partial(recorded, probe), loss, params)  # refused, if at all, first
+    eqx.filter_eval_shape(partial(recorded, probe), loss, params)  # refused, if at all, first
     begun = Point(loss, params, factorization)
     event, threshold, end_time = None, None, times[-1]
     if until is not None:
