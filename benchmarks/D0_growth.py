@@ -1,7 +1,8 @@
 """D0: how do gradients grow with size, depth and batch, and compilation with depth?
 
 Descents of the smoothed loss, square layers, tau > 0. Slopes are those of the logarithms between
-neighbouring cells. Compilation is that of a gradient, a descent and a flow.
+neighbouring cells; crossovers are where the two terms of a fit of two powers are equal. Compilation
+is that of a gradient, a descent and a flow.
 """
 
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import optax
 import xarray as xr
 from _scripts import command_line, save
+from scipy.optimize import nnls
 
 import bwflow as bw
 
@@ -28,6 +30,9 @@ CELLS = {
     "N": [(16, N, 64) for N in (1, 2, 4, 8, 16, 32, 64, 128, 256)],
     "batch": [(16, 3, batch) for batch in (1, 4, 16, 64, 256, 1024, 4096)],
 }
+# Of the size: what moves numbers, and products; of the depth: the loss, and the layers; of the
+# batch: a call, and a run.
+POWERS = {"n": (2, 3), "N": (0, 1), "batch": (-1, 0)}
 SMOKE = {"n": [(2, 2, 2), (4, 2, 2)], "N": [(2, 1, 2), (2, 3, 2)], "batch": [(2, 2, 1), (2, 2, 4)]}
 
 
@@ -102,15 +107,26 @@ def slopes(values, times):
     return np.diff(np.log(times)) / np.diff(np.log(values))
 
 
+def two_powers(values, times, powers):
+    """Both terms of the fit of least relative errors, and where they are equal."""
+    terms = np.power.outer(values.astype(float), powers)
+    factors = nnls(terms / times[:, None], np.ones(len(times)))[0]
+    with np.errstate(divide="ignore"):
+        return terms * factors, np.divide(*factors) ** (1 / (powers[1] - powers[0]))
+
+
 def picture(ds, path):
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.5), layout="constrained")
     for ax, name in zip(axes, CELLS, strict=True):
         values, times = ds[name].values, 1e6 * ds[f"seconds_by_{name}"].median("repeat").values
         ax.plot(values, times, "o-")
-        for exponent in {"n": (2, 3), "N": (1,), "batch": (0, -1)}[name]:
-            last = times[-1] if name != "batch" else times[0]
-            at = values[-1] if name != "batch" else values[0]
-            ax.plot(values, last * (values / at) ** exponent, ":", label=f"slope {exponent}")
+        terms, crossover = two_powers(values, times, POWERS[name])
+        for term, power in zip(terms.T, POWERS[name], strict=True):
+            if np.all(term > 0):
+                ax.plot(values, term, ":", label=f"power {power}")
+        if values[0] < crossover < values[-1]:
+            ax.axvline(crossover, color="black", linewidth=0.8, label=f"{crossover:.3g}")
+        ax.set_ylim(0.5 * times.min(), 2 * times.max())
         ax.set(xscale="log", yscale="log", xlabel=name, title=ds[f"seconds_by_{name}"].attrs["of"])
         ax.legend()
     axes[0].set_ylabel("microseconds a gradient and run")
@@ -130,7 +146,8 @@ def main(smoke: bool = False, out: Path = Path("results/benchmarks")) -> xr.Data
         shown = ", ".join(
             f"{value}: {slope:.2f}" for value, slope in zip(coords[name][1:], found, strict=True)
         )
-        print(f"{fixed}: slope in {name} up to {shown}", flush=True)
+        _, crossover = two_powers(coords[name], np.median(seconds, 1), POWERS[name])
+        print(f"{fixed}: slope in {name} up to {shown}; crossover {crossover:.3g}", flush=True)
     depths = (2, 4) if smoke else (8, 64)
     programs = {"gradient": gradient, "descent": descent, "flow": flow}
     n = 3 if smoke else 10

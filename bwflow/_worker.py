@@ -4,13 +4,16 @@ import os
 import signal
 import threading
 from multiprocessing.connection import Connection
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from bwflow._process import configure
 
 
-def start(life: Connection) -> None:
-    """Set a local process up: it ends when the other end of the pipe is closed or its owner dies.
+def start(life: Connection, shares: "SimpleQueue[set[int]]") -> None:
+    """Set a local process up, on a share of the cores.
+
+    It ends when the other end of the pipe is closed or its owner dies.
 
     A signal from the keyboard, which goes to all processes of a terminal, is left to the owner.
     """
@@ -21,6 +24,8 @@ def start(life: Connection) -> None:
         os._exit(1)
 
     threading.Thread(target=outlive, daemon=True).start()
+    if cores := shares.get():
+        os.sched_setaffinity(0, cores)
     configure()
 
 

@@ -69,7 +69,8 @@ def run(
     Notes
     -----
     Local processes are spawned, so a script that asks for them needs the usual
-    `if __name__ == "__main__":`. Several threads compute one unit at a time.
+    `if __name__ == "__main__":`. Where the platform allows it, each keeps to its own share of the
+    cores that this process may use. Several threads compute one unit at a time.
 
     Examples
     --------
@@ -235,13 +236,31 @@ class _LocalProcesses(ProcessPoolExecutor):
     """Processes of our own."""
 
 
+def _shares(count: int) -> list[set[int]]:
+    """The cores of each of several processes: its own, as long as there are enough.
+
+    Where XLA's threads of one process share cores with those of another they get in each other's
+    way, the more so the smaller the matrices.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if count > len(cores):
+        return [set(cores)] * count
+    ends = [i * len(cores) // count for i in range(count + 1)]
+    return [set(cores[begin:end]) for begin, end in itertools.pairwise(ends)]
+
+
 @contextlib.contextmanager
 def _local_processes(count: int) -> Iterator[Executor]:
     """Spawned processes, which end with this one, however that ends."""
     context = multiprocessing.get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
     life: Any = reader
-    pool = _LocalProcesses(count, mp_context=context, initializer=_worker.start, initargs=(life,))
+    shares: Any = context.SimpleQueue()
+    for cores in _shares(count):
+        shares.put(cores)
+    pool = _LocalProcesses(
+        count, mp_context=context, initializer=_worker.start, initargs=(life, shares)
+    )
     try:
         yield pool
         pool.shutdown()

@@ -200,7 +200,7 @@ def test_a_bottleneck_below_the_rank_of_the_target_is_left_quickly():
 
 
 @pytest.mark.float64
-@pytest.mark.parametrize("tau", [0.01, 0.1])
+@pytest.mark.parametrize("tau", [0.01, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_smoothing_of_the_size_of_eigenvalues_is_answered_by_memory(tau):
     loss = bw.losses.BuresWasserstein(TARGET, tau)
 

@@ -23,7 +23,7 @@ import studies
 from studies import assert_same, contents, copied, small
 
 import bwflow as bw
-from bwflow import _compute
+from bwflow import _compute, jobs
 from bwflow._units import Grid
 
 pytestmark = pytest.mark.once
@@ -122,6 +122,30 @@ def test_two_local_processes_write_the_bytes_of_this_one(store, reference):
     assert_same(store, reference)
     logs = {file.name for file in bw.progress.log_folder(store).glob("*.jsonl")}
     assert not any(name.endswith(f"-{os.getpid()}.jsonl") for name in logs)
+
+
+@pytest.mark.parametrize(
+    ("count", "shares"),
+    [(1, [{0, 1, 2, 5, 7}]), (2, [{0, 1}, {2, 5, 7}]), (5, [{0}, {1}, {2}, {5}, {7}])],
+)
+def test_local_processes_share_the_cores(count, shares, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 0, 2, 1, 5}, raising=False)
+    assert jobs._shares(count) == shares
+    assert jobs._shares(6) == [{0, 1, 2, 5, 7}] * 6
+
+
+def test_without_affinities_nothing_is_shared(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert jobs._shares(2) == [set(), set()]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinities on this platform")
+def test_local_processes_stay_on_their_share():
+    shares = jobs._shares(2)
+    with jobs._local_processes(2) as pool:
+        found = [pool.submit(os.sched_getaffinity, 0) for _ in range(2)]
+        assert all(cores.result() in shares for cores in found)
+    assert os.sched_getaffinity(0) == set.union(*shares)
 
 
 # --- refusals ---

@@ -154,7 +154,14 @@ def test_first_row_is_the_start_and_last_row_the_end(run):
     np.testing.assert_array_equal(run.times, TIMES)
 
 
-@pytest.mark.parametrize("solver", [diffrax.Kvaerno5(), diffrax.Heun(), diffrax.Dopri5()])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(diffrax.Kvaerno5(), marks=pytest.mark.slow),
+        diffrax.Heun(),
+        diffrax.Dopri5(),
+    ],
+)
 def test_every_adaptive_solver_follows_one_path(run, solver):
     other = bw.gradient_flow(LOSS, FACTORS, solver, times=TIMES[::3], probe=NO_PROBE, **TOLERANCES)
     assert_close(other.probes["loss"], run.probes["loss"][::3], by_precision(1e-6, 2e-3))
@@ -252,6 +259,7 @@ def test_reverse_and_forward_derivatives_through_the_flow():
     assert_close(forward, expected, by_precision(1e-6, 2e-3))
 
 
+@pytest.mark.once
 def test_memory_does_not_grow_with_the_number_of_steps():
     """It is that of the records, one state each."""
     loss = bw.losses.BuresWasserstein(random_target(1, 3), 0.1)
@@ -293,6 +301,7 @@ def test_records_after_a_stop_have_derivatives():
     first, slope = jax.value_and_grad(lambda scale: start(scale * jnp.eye(3)))(1.5)
     expected = np.array([1.0, 1e-3, 1e-3]) * float(first)
     assert_close(losses(1.5), expected, by_precision(1e-6, 1e-3))
-    slopes = jax.jacrev(losses)(1.5)
+    rows = jax.jit(lambda row: jax.vjp(losses, 1.5)[1](row)[0])  # one program for all
+    slopes = np.array([rows(row) for row in jnp.eye(3)])
     assert_close(slopes[0], slope, by_precision(1e-8, 1e-4))
     assert np.all(np.isfinite(slopes))

@@ -107,6 +107,7 @@ def test_batches_descents_and_zero_smoothing():
     assert_close(losses[0], losses[1], by_precision(1e-13, 1e-5))
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_studies_by_any_method_agree():
     """Of a bottleneck, with smoothing."""

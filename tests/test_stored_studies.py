@@ -234,7 +234,14 @@ def records_grew(store, spec, tmp_path):
         assert same, name
 
 
-@pytest.mark.parametrize(("depth", "more"), [((1,), (3,)), ((2,), (4,)), ((3,), (1,))])
+@pytest.mark.parametrize(
+    ("depth", "more"),
+    [
+        ((1,), (3,)),
+        pytest.param((2,), (4,), marks=pytest.mark.slow),
+        pytest.param((3,), (1,), marks=pytest.mark.slow),
+    ],
+)
 def test_a_deeper_network_has_more_layers_to_record(stores, tmp_path, depth, more):
     store = copied(stores(seeds=2, probe=LAYERED, network={"depth": depth}), tmp_path)
     asked = bw.stored.extend(store, depth=more)
@@ -242,6 +249,7 @@ def test_a_deeper_network_has_more_layers_to_record(stores, tmp_path, depth, mor
     records_grew(store, asked, tmp_path)
 
 
+@pytest.mark.slow
 def test_dynamics_are_added(stores, tmp_path):
     """The flow has more records than the descent, and a clock of its own."""
     changes = {"seeds": 2, "flow": {"num_saves": 4}, "probe": ("loss", "gap", "numerical_rank")}
