@@ -238,10 +238,9 @@ def test_minimizer_spectrum_lists_all_values_where_tau_is_above_an_eigenvalue(lo
         )
         for tau, found in zip(TAUS, spectra(array(TAUS)), strict=True):
             point = next(landscape.critical_points(target, 3, tau=tau, loss=loss, depth=depth))
-            values = np.unique(np.round(np.asarray(found, np.float64), 4))
-            expected = np.unique(np.round(point.hessian_eigenvalues, 4))
-            learnt = len(point.indices)
-            assert_close(values[values != 0], expected[expected != 0], 2e-4)
+            values, learnt = np.asarray(found), len(point.indices)
+            apart = np.abs(np.append(values, 0)[:, None] - np.append(point.hessian_eigenvalues, 0))
+            assert max(apart.min(0).max(), apart.min(1).max()) < 1e-6
             flat = (depth == 2 and learnt < 3) or (depth == 1 and tau in SPECTRA["simple"])
             assert (np.min(np.abs(values)) < 1e-4) == flat
 
