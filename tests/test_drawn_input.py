@@ -333,7 +333,7 @@ def test_drawn_input_runs_or_is_refused_in_one_line(library, text, arguments):
 
 
 @pytest.mark.slow
-@drawn(int(os.environ.get("BWFLOW_EXAMPLES", "1000")))
+@drawn(int(os.environ.get("BWFLOW_EXAMPLES", "2000")))
 def test_much_drawn_input_runs_or_is_refused_in_one_line(library, text, arguments):
     check(library, text, arguments)
 

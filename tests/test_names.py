@@ -55,10 +55,10 @@ def test_solvers_have_an_error_estimate(name):
     assert SOLVERS.count(name) == 1
 
 
-def problem():
+def problem(loss=bw.losses.BuresWasserstein):
     """Two positive numbers to be doubled: a diagonal target and a diagonal start."""
-    loss = bw.losses.BuresWasserstein(bw.Target(jnp.diag(jnp.array([4.0, 1.0]))), 0.0)
-    return loss, (jnp.diag(jnp.array([1.0, 0.5])),)
+    target = bw.Target(jnp.diag(jnp.array([4.0, 1.0])))
+    return loss(target, 0.0), (jnp.diag(jnp.array([1.0, 0.5])),)
 
 
 IMPLICIT = ("ImplicitEuler", "Kvaerno3", "Kvaerno4", "Kvaerno5")
@@ -79,8 +79,7 @@ def test_solvers_run_a_flow(name):
 
 def test_optimizers_lower_the_loss():
     """All of them in one program, at a rate that suits both signs and gradients."""
-    target = bw.Target(jnp.diag(jnp.array([4.0, 1.0])))
-    loss, start = bw.losses.Frobenius(target), (jnp.diag(jnp.array([1.0, 0.5])),)
+    loss, start = problem(bw.losses.Frobenius)
 
     @jax.jit
     def losses():
