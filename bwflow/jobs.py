@@ -263,10 +263,11 @@ def _local_processes(count: int) -> Iterator[Executor]:
     )
     try:
         yield pool
-        pool.shutdown()
     finally:
+        # They end by themselves then. Told through the pool's queue they might wait for ever for
+        # the lock of it that an idle one held when it was killed.
         writer.close()
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
         reader.close()
 
 

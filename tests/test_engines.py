@@ -5,8 +5,10 @@ import errno
 import multiprocessing
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import (
     BrokenExecutor,
@@ -146,6 +148,29 @@ def test_local_processes_stay_on_their_share():
         found = [pool.submit(os.sched_getaffinity, 0) for _ in range(2)]
         assert all(cores.result() in shares for cores in found)
     assert os.sched_getaffinity(0) == set.union(*shares)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no signals on this platform")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_local_processes_end_when_one_dies_with_the_lock_of_the_queue(victim):
+    """One of two idle processes has the lock; which, cannot be seen."""
+    with jobs._local_processes(2) as pool:
+        pids = {future.result() for future in [pool.submit(_pid_after, 0.5) for _ in range(2)]}
+        assert len(pids) == 2
+        processes = [*pool._processes.values()]
+        dying, other = processes[victim], processes[1 - victim]
+        os.kill(dying.pid, signal.SIGSTOP)
+        timers = [threading.Timer(1, dying.kill), threading.Timer(60, other.kill)]
+        for timer in timers:
+            timer.start()
+    timers[1].cancel()
+    assert dying.exitcode == -signal.SIGKILL
+    assert other.exitcode == 1  # by itself
+
+
+def _pid_after(seconds):
+    time.sleep(seconds)
+    return os.getpid()
 
 
 # --- refusals ---
