@@ -5,6 +5,9 @@ step to step. Each polynomial maps singular values of `[l, 1]` into a shorter in
 """
 
 import math
+import operator
+from collections.abc import Callable
+from functools import reduce
 from typing import Literal, TypeAlias
 
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+Product: TypeAlias = Callable[[Array, Array], Array]
 Method: TypeAlias = Literal["auto", "svd", "gram", "newton_schulz"]
 
 # Coefficients a, b, c of a x + b x^3 + c x^5. The first expands: it has the largest slope at 0 that
@@ -34,6 +38,10 @@ _STARTS, _GAIN = (0.8526, 0.3434, 0.09), 3.99
 # expansions: there is room for the scaling, by up to (2 n)^{1/8} more than the norm.
 RESOLVED, _EXPANSIONS = 1e-8, 13
 _MOST_STEPS = 40
+# Sizes at which XLA's product of two matrices on a CPU takes many times as long as a sum of columns
+# times rows: 670 against 40 ns at 5. Smaller ones it multiplies that way itself; from 8 on an
+# iteration gains nothing by it and takes longer to compile.
+_SMALL = range(4, 8)
 
 
 def range_mask(s: Float[Array, " k"], size: int) -> Array:
@@ -68,16 +76,18 @@ def by_gram(Y: Array) -> Array:
 
 def by_products(Y: Array) -> Array:
     """Products alone, as many as singular values of at least `RESOLVED` need."""
-    X, A, S, _ = _scaled(Y)
+    times = jnp.matmul
+    X, A, S, _ = _scaled(Y, times)
     polynomials = jnp.asarray(POLYNOMIALS, Y.dtype)
     for stage in (*[0] * _EXPANSIONS, 1, 2, 3):
-        X, A, S = _step(polynomials[stage], X, A, S)
-    return _last(X, A, S)
+        X, A, S = _step(polynomials[stage], X, A, S, times)
+    return _last(X, A, S, times)
 
 
 def by_adapted_products(Y: Array) -> Array:
     """Products, as many as the condition of `Y` needs; an SVD where it is too large for them."""
-    X, A, S, scale = _scaled(Y)
+    times = _small_product if max(Y.shape) in _SMALL else jnp.matmul
+    X, A, S, scale = _scaled(Y, times)
     least = 0.8 * _least_singular_value(A)
     # Below, the Cholesky factor of a Gram matrix says nothing.
     able = least > 8 * math.sqrt(Y.shape[0] * jnp.finfo(Y.dtype).eps)
@@ -97,18 +107,23 @@ def by_adapted_products(Y: Array) -> Array:
 
     def advance(state):
         X, A, S, stage = state
-        return *_step(polynomials[jnp.clip(stage, 0, 4)], X, A, S), stage + 1
+        return *_step(polynomials[jnp.clip(stage, 0, 4)], X, A, S, times), stage + 1
 
     X, A, S, stage = lax.while_loop(unfinished, advance, (X, A, S, stage))
-    return _svd_where(~able | (stage >= end), Y, _last(X, A, S))
+    return _svd_where(~able | (stage >= end), Y, _last(X, A, S, times))
 
 
-def _scaled(Y: Array) -> tuple[Array, Array, Array, Array]:
+def _small_product(A: Array, B: Array) -> Array:
+    """`A B` as a sum of columns times rows."""
+    return reduce(operator.add, (A[:, k, None] * B[None, k] for k in range(len(B))))
+
+
+def _scaled(Y: Array, times: Product) -> tuple[Array, Array, Array, Array]:
     """`X = Y / alpha` of norm at most 1, `A = X X^T`, `(I - A)^2`, and the largest entry of `Y`."""
     scale = jnp.max(jnp.abs(Y))
     X = Y / jnp.where(scale > 0, scale, 1.0)
-    A = X @ X.T
-    B = A @ A
+    A = times(X, X.T)
+    B = times(A, A)
     # ||A|| <= ||A^2||_F^{1/2}, little more than the norm itself.
     square = jnp.sqrt(jnp.sum(B**2))
     square = jnp.where(square > 0, square, 1.0)
@@ -117,20 +132,22 @@ def _scaled(Y: Array) -> tuple[Array, Array, Array, Array]:
     return X * lax.rsqrt(jnp.sqrt(square)), A, eye - 2 * A + B, scale
 
 
-def _step(polynomial: Array, X: Array, A: Array, S: Array) -> tuple[Array, Array, Array]:
+def _step(
+    polynomial: Array, X: Array, A: Array, S: Array, times: Product
+) -> tuple[Array, Array, Array]:
     """One step, from `A = X X^T` and `S = (I - A)^2` to those of the new `X`."""
     a, b, c = polynomial[0], polynomial[1], polynomial[2]
     eye = jnp.eye(len(A), dtype=A.dtype)
-    X = ((a - c) * eye + (b + 2 * c) * A + c * S) @ X
-    A = X @ X.T
-    return X, A, (eye - A) @ (eye - A)
+    X = times((a - c) * eye + (b + 2 * c) * A + c * S, X)
+    A = times(X, X.T)
+    return X, A, times(eye - A, eye - A)
 
 
-def _last(X: Array, A: Array, S: Array) -> Array:
+def _last(X: Array, A: Array, S: Array, times: Product) -> Array:
     """`(X X^T)^{-1/2} X` by the series to the fourth power of `R = I - X X^T`."""
     eye = jnp.eye(len(A), dtype=A.dtype)
     R = eye - A
-    return (eye + R / 2 + 3 / 8 * S + S @ (5 / 16 * R + 35 / 128 * S)) @ X
+    return times(eye + R / 2 + 3 / 8 * S + times(S, 5 / 16 * R + 35 / 128 * S), X)
 
 
 def _least_singular_value(A: Array) -> Array:

@@ -161,12 +161,12 @@ def _descend(loss, params, optimizer, until, probe, factorization, num_steps, sa
         )
         return jax.tree.map(lambda a, b: jnp.where(met | broken, a, b), stopped, moved)
 
-    def segment(state: _State, length: int) -> tuple[_State, Any]:
-        if until is None:
-            state = lax.fori_loop(0, length, lambda _, s: advance(s), state)
-        else:
-            end = state.step + length
-            state = lax.while_loop(lambda s: s.running & (s.step < end), advance, state)
+    def moved_by(state: _State, length: int) -> tuple[_State, Any]:
+        state = lax.fori_loop(0, length, lambda _, s: advance(s), state)
+        return state, probe(loss, state.params)
+
+    def moved_to(state: _State, end: Array) -> tuple[_State, Any]:
+        state = lax.while_loop(lambda s: s.running & (s.step < end), advance, state)
         return state, probe(loss, state.params)
 
     memory, zero = _initial(optimizer, params, order), jnp.zeros((), jnp.int32)
@@ -174,14 +174,20 @@ def _descend(loss, params, optimizer, until, probe, factorization, num_steps, sa
         start = Point(loss, params, factorization)
         memory = memory._replace(value=start.value, grad=start.gradients)
     state = _State(params, memory, zero, jnp.asarray(jnp.inf, dtype), jnp.asarray(True))
-    whole, rest = divmod(num_steps, save_every)
-    rows = [jax.tree.map(lambda x: x[None], probe(loss, params))]
-    if whole:
-        state, saved = lax.scan(lambda s, _: segment(s, save_every), state, length=whole)
-        rows.append(saved)
-    if rest:
-        state, last = segment(state, rest)
-        rows.append(jax.tree.map(lambda x: x[None], last))
+    times = jnp.asarray(recorded_steps(num_steps, save_every), jnp.int32)
+    if until is None:
+        # Numbers of steps that are known make a loop that can be differentiated backwards.
+        whole, rest = divmod(num_steps, save_every)
+        rows = [jax.tree.map(lambda x: x[None], probe(loss, params))]
+        if whole:
+            state, saved = lax.scan(lambda s, _: moved_by(s, save_every), state, length=whole)
+            rows.append(saved)
+        if rest:
+            state, last = moved_by(state, rest)
+            rows.append(jax.tree.map(lambda x: x[None], last))
+        probes = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
+    else:
+        state, probes = lax.scan(moved_to, state, times)
     hit, end = state.hit, Point(loss, state.params, factorization)
     if until is not None:
         # The loop looks at a state before it moves on, so the very last one is still unseen.
@@ -189,8 +195,8 @@ def _descend(loss, params, optimizer, until, probe, factorization, num_steps, sa
         hit = jnp.where(state.running & met, state.step.astype(dtype), hit)
     sound = jnp.isfinite(end.value) & jnp.isfinite(end.gradient_norm)
     return Trajectory(
-        times=jnp.asarray(recorded_steps(num_steps, save_every), jnp.int32),
-        probes=jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows),
+        times=times,
+        probes=probes,
         factors=state.params,
         num_steps=state.step,
         num_rejected=jnp.zeros((), jnp.int32),
