@@ -76,18 +76,16 @@ def by_gram(Y: Array) -> Array:
 
 def by_products(Y: Array) -> Array:
     """Products alone, as many as singular values of at least `RESOLVED` need."""
-    times = jnp.matmul
-    X, A, S, _ = _scaled(Y, times)
+    X, A, S, _ = _scaled(Y, jnp.matmul)
     polynomials = jnp.asarray(POLYNOMIALS, Y.dtype)
     for stage in (*[0] * _EXPANSIONS, 1, 2, 3):
-        X, A, S = _step(polynomials[stage], X, A, S, times)
-    return _last(X, A, S, times)
+        X, A, S = _step(polynomials[stage], X, A, S, jnp.matmul)
+    return _last(X, A, S, jnp.matmul)
 
 
 def by_adapted_products(Y: Array) -> Array:
     """Products, as many as the condition of `Y` needs; an SVD where it is too large for them."""
-    times = _small_product if max(Y.shape) in _SMALL else jnp.matmul
-    X, A, S, scale = _scaled(Y, times)
+    X, A, S, scale = _scaled(Y, _product)
     least = 0.8 * _least_singular_value(A)
     # Below, the Cholesky factor of a Gram matrix says nothing.
     able = least > 8 * math.sqrt(Y.shape[0] * jnp.finfo(Y.dtype).eps)
@@ -107,14 +105,16 @@ def by_adapted_products(Y: Array) -> Array:
 
     def advance(state):
         X, A, S, stage = state
-        return *_step(polynomials[jnp.clip(stage, 0, 4)], X, A, S, times), stage + 1
+        return *_step(polynomials[jnp.clip(stage, 0, 4)], X, A, S, _product), stage + 1
 
     X, A, S, stage = lax.while_loop(unfinished, advance, (X, A, S, stage))
-    return _svd_where(~able | (stage >= end), Y, _last(X, A, S, times))
+    return _svd_where(~able | (stage >= end), Y, _last(X, A, S, _product))
 
 
-def _small_product(A: Array, B: Array) -> Array:
-    """`A B` as a sum of columns times rows."""
+def _product(A: Array, B: Array) -> Array:
+    """`A B`, of small matrices as a sum of columns times rows."""
+    if not all(size in _SMALL for size in (*A.shape, *B.shape)):
+        return A @ B
     return reduce(operator.add, (A[:, k, None] * B[None, k] for k in range(len(B))))
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 import jax
 import bwflow as bw
 from bwflow.experiment import Experiment
-assert jax.local_device_count() == 2
+assert jax.local_device_count() == int(sys.argv[2])
 for spec in sorted(Path(sys.argv[1]).glob("*.json")):
     path = spec.with_suffix("") / "store"
     bw.stored.create(Experiment.from_json(spec.read_text()), path)
@@ -48,7 +48,7 @@ def on_two(tmp_path_factory):
     begun = studies.begun(SPECS["three"], folder / "continued" / "store")
     bw.jobs.work(begun, part=2, parts=3, progress=False)
     (folder / "continued.json").write_text(SPECS["three"].to_json())
-    studies.python(_COMPUTE, folder, **TWO)
+    studies.python(_COMPUTE, folder, 2, **TWO)
     return folder
 
 
@@ -71,6 +71,19 @@ def test_one_device_continues_what_two_have_done(on_two, tmp_path):
     bw.stored.extend(store, seeds=6)
     studies.compute(store)
     assert_same(store, studies.finished(small(seeds=6), tmp_path / "reference"))
+
+
+@pytest.mark.slow
+def test_devices_agree_on_products_of_small_matrices_as_users_compile_them(tmp_path):
+    """Those are sums in a loop, in which without optimisation a program may round once or twice."""
+    spec = small(seeds=5, tau=(0.0, 0.1), dynamics=("flow", "descent"), target={"n": 5})
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "spec.json").write_text(spec.to_json())
+        variables = {"JAX_NUM_CPU_DEVICES": str(number), "XLA_FLAGS": ""}
+        studies.python(_COMPUTE, folder, number, **variables)
+    assert_same(tmp_path / "1" / "spec" / "store", tmp_path / "2" / "spec" / "store")
 
 
 @pytest.mark.slow
