@@ -165,7 +165,7 @@ def test_local_processes_end_when_one_dies_with_the_lock_of_the_queue(victim):
             timer.start()
     timers[1].cancel()
     assert dying.exitcode == -signal.SIGKILL
-    assert other.exitcode == 1  # by itself
+    assert other.exitcode in (0, 1)  # by itself
 
 
 def _pid_after(seconds):
