@@ -152,11 +152,11 @@ def test_local_processes_stay_on_their_share():
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no signals on this platform")
 @pytest.mark.parametrize("victim", [0, 1])
-def test_local_processes_end_when_one_dies_with_the_lock_of_the_queue(victim):
+def test_local_processes_end_when_one_dies_with_the_lock_of_the_queue(victim, tmp_path):
     """One of two idle processes has the lock; which, cannot be seen."""
     with jobs._local_processes(2) as pool:
-        pids = {future.result() for future in [pool.submit(_pid_after, 0.5) for _ in range(2)]}
-        assert len(pids) == 2
+        for meeting in [pool.submit(_meet, tmp_path) for _ in range(2)]:
+            meeting.result()
         processes = [*pool._processes.values()]
         dying, other = processes[victim], processes[1 - victim]
         os.kill(dying.pid, signal.SIGSTOP)
@@ -168,9 +168,11 @@ def test_local_processes_end_when_one_dies_with_the_lock_of_the_queue(victim):
     assert other.exitcode in (0, 1)  # by itself
 
 
-def _pid_after(seconds):
-    time.sleep(seconds)
-    return os.getpid()
+def _meet(folder):
+    """Wait until another process is here too."""
+    (folder / str(os.getpid())).touch()
+    while len([*folder.iterdir()]) < 2:
+        time.sleep(0.01)
 
 
 # --- refusals ---
