@@ -160,6 +160,7 @@ def test_local_processes_end_when_one_dies_with_the_lock_of_the_queue(victim, tm
         processes = [*pool._processes.values()]
         dying, other = processes[victim], processes[1 - victim]
         os.kill(dying.pid, signal.SIGSTOP)
+        os.waitpid(dying.pid, os.WUNTRACED)
         timers = [threading.Timer(1, dying.kill), threading.Timer(60, other.kill)]
         for timer in timers:
             timer.start()
