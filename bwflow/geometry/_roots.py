@@ -5,16 +5,12 @@ derivative of *any* root that moves with `A` is as good as another's, and the ch
 only products with the inverse of the root: `dL = dA L^{-T} / 2`.
 """
 
-from functools import partial
-
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
-from bwflow import _checks
-from bwflow.linalg import full_precision, range_mask, symmetrize
+from bwflow.linalg import full_precision, range_mask, range_svd, symmetrize
 
 
 @jax.custom_jvp
@@ -80,3 +76,26 @@ def _decomposed(A: Array) -> tuple[Array, Array]:
     needed = ~whole
     state = (A, jnp.where(whole, L, A), needed)
     return lax.while_loop(lambda state: state[2], by_eigenpairs, state)[1], whole
+
+
+def narrowed(F: Float[Array, "n k"]) -> Float[Array, "n _"]:
+    """A factor of `F F^T` of at most `n` columns."""
+    return _rotated(F) if F.shape[1] > F.shape[0] else F
+
+
+@jax.custom_jvp
+@full_precision
+def _rotated(F: Float[Array, "n k"]) -> Float[Array, "n n"]:
+    U, s, _ = range_svd(F)
+    return U * s[None, :]
+
+
+@_rotated.defjvp
+@full_precision
+def _(primals, tangents):
+    """`dF F^T L^{+T}`, which times `L^T` is `dF F^T`."""
+    (F,), (dF,) = primals, tangents
+    L = _rotated(F)
+    squares = jnp.sum(L**2, axis=0)
+    inverse = L * jnp.where(squares > 0, 1 / jnp.where(squares > 0, squares, 1.0), 0.0)[None, :]
+    return L, dF @ (F.T @ inverse)

@@ -1,0 +1,140 @@
+"""Covariances as arguments: matrices, their factors or targets, one or a batch of each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from bwflow import _checks
+from bwflow.covariances import Target, covariance_matrices
+from bwflow.geometry._roots import narrowed, root
+from bwflow.linalg import full_precision
+
+Kind: TypeAlias = Literal["matrix", "factor"]
+
+
+class Factor(eqx.Module):
+    """A covariance `A = F F^T` given by its factor, for any function that takes covariances.
+
+    Parameters
+    ----------
+    factor
+        `F`, `... x n x k`, of any rank; leading dimensions are a batch.
+
+    Raises
+    ------
+    ValueError
+        If it is not real floating point, has fewer than two dimensions, or is seen not to be finite.
+
+    Notes
+    -----
+    Functions of factors need no matrix of size `n x n`, and keep digits that the product `F F^T`
+    has lost: its small eigenvalues are rounded to `eps` times the largest.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> long = bw.geometry.Factor(jnp.array([[2.0], [0.0]]))
+    >>> print(bw.bures_wasserstein(long, jnp.eye(2)))
+    2.0
+    """
+
+    factor: Float[Array, "*batch n k"]
+
+    def __init__(self, factor: ArrayLike):
+        self.factor = batch("factor", factor, 2)
+
+    @property
+    def covariance(self) -> Float[Array, "*batch n n"]:
+        """`F F^T`, formed when asked for."""
+        with full_precision:
+            return self.factor @ jnp.swapaxes(self.factor, -1, -2)
+
+
+Covariance: TypeAlias = ArrayLike | Factor | Target
+KINDS = (Factor, Target)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An argument that has been looked at: its array, and what that is of the covariance."""
+
+    name: str
+    array: Array
+    kind: Kind
+
+    @property
+    def dim(self) -> int:
+        return self.array.shape[-2]
+
+
+def operand(name: str, x: Covariance) -> Operand:
+    """A covariance, refused where it is seen not to be one."""
+    if isinstance(x, Factor | Target):
+        return Operand(name, x.factor, "factor")
+    return Operand(name, covariance_matrices(name, x), "matrix")
+
+
+def operands(**given: Covariance) -> list[Operand]:
+    """Covariances of one size, whose batches go together."""
+    found = [operand(name, x) for name, x in given.items()]
+    first = found[0]
+    for other in found[1:]:
+        if other.dim != first.dim:
+            raise ValueError(
+                f"{first.name} and {other.name} must be of one size; got covariances "
+                f"{first.dim} x {first.dim} and {other.dim} x {other.dim}."
+            )
+    broadcast({x.name: x.array.shape[:-2] for x in found})
+    return found
+
+
+def broadcast(shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse leading dimensions that do not go together."""
+    try:
+        np.broadcast_shapes(*shapes.values())
+    except ValueError:
+        shown = " and ".join(f"{shape} of {name}" for name, shape in shapes.items())
+        raise ValueError(f"batches must broadcast; got leading dimensions {shown}.") from None
+
+
+def batch(name: str, x: ArrayLike, ndim: int) -> Array:
+    """Real floating arrays of `ndim` dimensions each."""
+    array = _checks.real_array(name, x)
+    if array.ndim < ndim:
+        kind = {1: "a vector", 2: "a matrix"}[ndim]
+        raise ValueError(f"{name} must be {kind} or a batch of them; got shape {array.shape}.")
+    return array
+
+
+def as_root(array: Array, kind: Kind) -> Array:
+    """A factor of one covariance, with no more columns than rows."""
+    return root(array) if kind == "matrix" else narrowed(array)
+
+
+def mapped(
+    kernel: Callable[..., Any], given: list[Operand], extra: list[tuple[Array, str]], out: str
+) -> Any:
+    """A kernel of single covariances over batches of them, as one program.
+
+    `kernel(kinds, *arrays)` gets the operands and further arrays, whose dimensions are written as
+    `jnp.vectorize` wants them: `n` for those of the operands.
+    """
+    letters = iter("klpq")
+    cores = ["(n,n)" if x.kind == "matrix" else f"(n,{next(letters)})" for x in given]
+    signature = ",".join([*cores, *(core for _, core in extra)]) + "->" + out
+    kinds = tuple(x.kind for x in given)
+    return _mapped(kernel, kinds, signature, *(x.array for x in given), *(x for x, _ in extra))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+@full_precision
+def _mapped(kernel: Callable, kinds: tuple[Kind, ...], signature: str, *arrays: Array) -> Any:
+    return jnp.vectorize(partial(kernel, kinds), signature=signature)(*arrays)
