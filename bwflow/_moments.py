@@ -79,6 +79,11 @@ class Moments:
         self._reduce()
 
     @property
+    def dtype(self) -> np.dtype:
+        """Of the samples, as jax has it, and of what is computed from them."""
+        return np.dtype(jax.dtypes.canonicalize_dtype(self._dtype))
+
+    @property
     def mean(self) -> Float[np.ndarray, " n"]:
         """Mean of the samples."""
         return self._origin + self._offset
@@ -112,10 +117,10 @@ class Moments:
         rows = self._rows()
         if len(rows) > self.dim:
             rows = _fewer(rows)
-        scale = math.sqrt(divisor(self.count, ddof))
+        scale = math.sqrt(divisor("X", self.count, ddof))
         if not np.any(rows):
             raise ValueError("X must hold samples that differ; all its rows are equal.")
-        return jnp.asarray(rows.T / scale, jax.dtypes.canonicalize_dtype(self._dtype))
+        return jnp.asarray(rows.T / scale, self.dtype)
 
     def _rows(self) -> np.ndarray:
         return np.concatenate([np.empty((0, self.dim)), *self._parts])
@@ -127,12 +132,12 @@ class Moments:
             self._parts, self._kept = (rows,), len(rows)
 
 
-def divisor(count: int, ddof: int) -> int:
+def divisor(name: str, count: int, ddof: int) -> int:
     """`count - ddof`, refused below 1."""
     left = count - _checks.integer("ddof", ddof, minimum=0)
     if left < 1:
         raise ValueError(
-            f"X must hold more than ddof={ddof} samples in its rows; got {count} samples."
+            f"{name} must hold more than ddof={ddof} samples in its rows; got {count} samples."
         )
     return left
 

@@ -239,7 +239,7 @@ def sampling_error(X: ArrayLike, *, ddof: int = 0) -> Scalar:
 def _samples_factor(X: ArrayLike, ddof: int) -> Float[Array, "n N"]:
     """The samples as columns, centred and scaled to be a factor of their covariance."""
     X = _checks.real_array("X", X, ndim=2)
-    count = _moments.divisor(X.shape[0], ddof)
+    count = _moments.divisor("X", X.shape[0], ddof)
     if _checks.is_concrete(X) and not np.any(np.ptp(np.asarray(X), axis=0)):
         raise ValueError("X must hold samples that differ; all its rows are equal.")
     return _centred(X, count)

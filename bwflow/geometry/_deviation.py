@@ -5,26 +5,93 @@ polar factor `P` of `L_B^T L_A` has the rounding of `T`; close to the identity t
 gives `X` to the rounding of `X`, and with it `BW^2 = tr(X A X)`.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from bwflow.geometry._roots import inverse_root, root
-from bwflow.linalg import full_precision, polar, symmetrize
+from bwflow.geometry._roots import inverse, root_and_inverse, triangle
+from bwflow.linalg import after, full_precision, polar, symmetrize
 
+# Sizes up to which polar factors are computed by products on a CPU too; up to which sums of singular
+# values are; and up to which squared distances are, without a look at the singular values.
+_PRODUCTS, _SMALL, _DIRECT = 100, 12, 32
+# Where the squared distance is above this share of the traces, their difference is exact enough.
+_CANCELLING = 0.1
 # Where the distance is below this share of the traces, its square loses digits to rounding.
 _CLOSE = 1e-3
 # Largest `||L_A^{-1} D L_A^{-T}||` at which the equation is iterated; each step gains that factor.
-_SMALL, _MOST_STEPS = 0.1, 30
+_SMALL_CHANGE, _MOST_STEPS = 0.1, 30
 
 
-def procrustes(F: Array, G: Array) -> Array:
-    """`BW^2(F F^T, G G^T)` from factors."""
-    return _residual(polar(G.T @ F), F, G)
+def aligned(F: Array, G: Array) -> Array:
+    """`P` for which `G P` is nearest to `F`, of the rank of `G^T F`."""
+    Y = G.T @ F
+    if min(Y.shape) <= _PRODUCTS:
+        return polar(Y)
+    return lax.platform_dependent(Y, cpu=partial(polar, method="svd"), default=polar)
+
+
+@full_precision
+def by_traces(F: Array, G: Array) -> Array:
+    """`BW^2(F F^T, G G^T)` as a difference of traces: off by their rounding."""
+    Y = G.T @ F
+    return jnp.sum(F**2) + jnp.sum(G**2) - 2 * _nuclear_norm(Y)
 
 
 @jax.custom_jvp
+def _nuclear_norm(Y: Array) -> Array:
+    """The sum of singular values: without vectors on a CPU, by products on accelerators."""
+    if min(Y.shape) <= _SMALL:
+        return jnp.sum(polar(Y) * Y)
+
+    def singular_values(Y: Array) -> Array:
+        return jnp.sum(jnp.linalg.svd(Y, compute_uv=False))
+
+    return lax.platform_dependent(
+        lax.stop_gradient(Y), cpu=singular_values, default=lambda Y: jnp.sum(polar(Y) * Y)
+    )
+
+
+@_nuclear_norm.defjvp
+@full_precision
+def _(primals, tangents):
+    (Y,), (dY,) = primals, tangents
+    return _nuclear_norm(Y), jnp.vdot(polar(Y), dY)
+
+
+@jax.custom_jvp
+@full_precision
+def procrustes(F: Array, G: Array) -> Array:
+    """`BW^2(F F^T, G G^T)` from factors, without cancellation."""
+    if min(F.shape[1], G.shape[1]) <= _DIRECT:
+        return _residual(aligned(F, G), F, G)
+
+    # Where little cancels, singular values are enough. The loop runs if a pair needs it.
+    def attempt(state):
+        F, G, _, wanted = state
+        return F, G, _residual(aligned(F, G), F, G), jnp.zeros_like(wanted)
+
+    value = by_traces(F, G)
+    state = (F, G, value, value <= _CANCELLING * (jnp.sum(F**2) + jnp.sum(G**2)))
+    return lax.while_loop(lambda state: state[3], attempt, state)[2]
+
+
+@procrustes.defjvp
+@full_precision
+def _(primals, tangents):
+    (F, G), (dF, dG) = primals, tangents
+    P = aligned(F, G)
+    moved = G @ P
+    slope = jnp.vdot(2 * (F - moved), dF) + jnp.vdot(2 * (G - F @ P.T), dG)
+    return _residual(P, F, G), slope
+
+
+@jax.custom_jvp
+@full_precision
 def _residual(P: Array, F: Array, G: Array) -> Array:
     """The sum of squares at the polar factor `P`, whose own variation does not count."""
     moved = G @ P
@@ -40,50 +107,72 @@ def _(primals, tangents):
     return _residual(*primals), slope
 
 
-@jax.custom_jvp
-@full_precision
 def between(A: Array, B: Array) -> Array:
     """`BW^2(A, B)` of matrices."""
-    L = root(A)
-    value = procrustes(L, root(B))
-    close = value <= _CLOSE * (jnp.trace(A) + jnp.trace(B))
-    X, known = _from_equation(A, B, close)
-    return jnp.where(known, jnp.sum((X @ L) ** 2), value)
+    return _solution(A, B)[0]
 
 
-@between.defjvp
-@full_precision
-def _(primals, tangents):
-    (A, B), (dA, dB) = primals, tangents
-    slope = jnp.vdot(deviation(A, B), dA) + jnp.vdot(deviation(B, A), dB)
-    return between(A, B), -slope
-
-
-@jax.custom_jvp
-@full_precision
 def deviation(A: Array, B: Array) -> Array:
     """`X = T - R` for the optimal map `T` from `A` to `B` and the projection `R` on `A`'s range.
 
     Where `A` is singular, `T` is the symmetric matrix with `T A = L_B P L_A^T` that is zero between
     vectors outside of the range.
     """
-    L, K, M = root(A), inverse_root(A), root(B)
-    P = polar(M.T @ L)
-    close = procrustes(L, M) <= _CLOSE * (jnp.trace(A) + jnp.trace(B))
-    X, known = _from_equation(A, B, close)
-    onto = (M @ P - L) @ K
-    return jnp.where(known, X, symmetrize(2 * onto - L @ (K @ onto)))
+    return _solution(A, B)[1]
 
 
-@deviation.defjvp
+@jax.custom_jvp
+@full_precision
+def _solution(A: Array, B: Array) -> tuple[Array, Array, Array]:
+    """Squared distance and deviations of the maps both ways; what is not asked for costs nothing.
+
+    Each decomposition waits for the one before it, see `bwflow.linalg.after`.
+    """
+    L, L_whole = triangle(A)
+    M, M_whole = triangle(after(B, L))
+    value = procrustes(L, M)
+    P = aligned(L, M)
+    K = inverse(after(L, P), L_whole)
+    N = inverse(after(M, K), M_whole)
+    close = value <= _CLOSE * (jnp.trace(A) + jnp.trace(B))
+    X, known = _from_equation(A, B, L, L_whole, close)
+    onto, back = (M @ P - L) @ K, (L @ P.T - M) @ N
+    return (
+        jnp.where(known, jnp.sum((X @ L) ** 2), value),
+        jnp.where(known, X, symmetrize(2 * onto - L @ (K @ onto))),
+        jnp.where(known, _inverted(X), symmetrize(2 * back - M @ (N @ back))),
+    )
+
+
+@partial(_solution.defjvp, symbolic_zeros=True)
 @full_precision
 def _(primals, tangents):
     """`T A dX + dX A T = dB - T dA T`, written without the difference of what nearly coincides."""
-    (A, B), (dA, dB) = primals, [symmetrize(d) for d in tangents]
-    X = deviation(A, B)
-    L, K = root(A), inverse_root(A)
-    C = (dB - dA) - X @ dA - dA @ X - X @ dA @ X
-    return X, _solve(X, L, K, C)
+    A, B = primals
+    dA, dB = (_tangent(d) for d in tangents)
+    value, X, Z = solution = _solution(A, B)
+    slope = jnp.zeros_like(value)
+    if dA is not None:
+        slope -= jnp.vdot(X, dA)
+    if dB is not None:
+        slope -= jnp.vdot(Z, dB)
+    dX = _deviation_tangent(X, after(A, X), dA, dB)
+    dZ = _deviation_tangent(Z, after(B, dX), dB, dA)
+    return solution, (slope, dX, dZ)
+
+
+def _tangent(d) -> Array | None:
+    return None if isinstance(d, SymbolicZero) else symmetrize(d)
+
+
+def _deviation_tangent(X: Array, A: Array, dA: Array | None, dB: Array | None) -> Array:
+    L, K = root_and_inverse(A)
+    C = jnp.zeros_like(X)
+    if dB is not None:
+        C += dB
+    if dA is not None:
+        C -= dA + X @ dA + dA @ X + X @ dA @ X
+    return _solve(X, L, K, C)
 
 
 def _solve(X: Array, L: Array, K: Array, C: Array) -> Array:
@@ -105,23 +194,29 @@ def _solve(X: Array, L: Array, K: Array, C: Array) -> Array:
     )
 
 
-def _from_equation(A: Array, B: Array, wanted: Array) -> tuple[Array, Array]:
-    """`X` by iteration of its equation, and whether it was close enough for that."""
+def _inverted(X: Array) -> Array:
+    """`(I + X)^{-1} - I` for small `X`."""
+    return -symmetrize(jnp.linalg.solve(jnp.eye(len(X), dtype=X.dtype) + X, X))
 
+
+def _from_equation(
+    A: Array, B: Array, L: Array, whole: Array, wanted: Array
+) -> tuple[Array, Array]:
+    """`X` by iteration of its equation, and whether it was close enough for that."""
+    eps = jnp.finfo(A.dtype).eps
+
+    # The loop runs if a pair of the batch needs it.
     def attempt(state):
-        A, B, _, _, _ = state
-        L, K = root(A), inverse_root(A)
-        values, Q = jnp.linalg.eigh(A)
+        A, B, L, _, _, _ = state
+        K = inverse(L, whole)
         D = B - A
-        small = jnp.sum((K @ D @ K.T) ** 2) <= _SMALL**2
-        # Full rank, of both: only then is K an inverse.
-        small &= values[0] > len(A) * jnp.finfo(A.dtype).eps * values[-1]
-        sums = values[:, None] + values[None, :]
-        sums = jnp.where(small, sums, 1.0)
+        small = (whole > 0) & (jnp.sum((K @ D @ K.T) ** 2) <= _SMALL_CHANGE**2)
+        values, Q = jnp.linalg.eigh(after(A, K))
+        sums = jnp.where(small, values[:, None] + values[None, :], 1.0)
+        scale = jnp.max(jnp.abs(D))
 
         def unfinished(state):
             _, R, step = state
-            scale = jnp.max(jnp.abs(D))
             return small & (step < _MOST_STEPS) & (jnp.max(jnp.abs(R)) > 0.5 * eps * scale)
 
         def advance(state):
@@ -130,10 +225,9 @@ def _from_equation(A: Array, B: Array, wanted: Array) -> tuple[Array, Array]:
             XA = X @ A
             return X, D - (XA + XA.T + XA @ X), step + 1
 
-        eps = jnp.finfo(A.dtype).eps
         X, _, _ = lax.while_loop(unfinished, advance, (jnp.zeros_like(A), D, 0))
-        return A, B, symmetrize(X), small, jnp.zeros_like(wanted)
+        return A, B, L, symmetrize(X), small, jnp.zeros_like(wanted)
 
-    state = (A, B, jnp.zeros_like(A), jnp.zeros_like(wanted), wanted)
-    _, _, X, known, _ = lax.while_loop(lambda state: state[4], attempt, state)
+    state = (A, B, L, jnp.zeros_like(A), jnp.zeros_like(wanted), wanted)
+    _, _, _, X, known, _ = lax.while_loop(lambda state: state[5], attempt, state)
     return X, known

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 from bwflow import _checks
 from bwflow.covariances import Target, covariance_matrices
 from bwflow.geometry._roots import narrowed, root
-from bwflow.linalg import full_precision
+from bwflow.linalg import after, full_precision
 
 Kind: TypeAlias = Literal["matrix", "factor"]
 
@@ -82,8 +82,8 @@ def operand(name: str, x: Covariance) -> Operand:
     return Operand(name, covariance_matrices(name, x), "matrix")
 
 
-def operands(**given: Covariance) -> list[Operand]:
-    """Covariances of one size, whose batches go together."""
+def operands(*, together: bool = True, **given: Covariance) -> list[Operand]:
+    """Covariances of one size and dtype, whose batches go together."""
     found = [operand(name, x) for name, x in given.items()]
     first = found[0]
     for other in found[1:]:
@@ -92,8 +92,10 @@ def operands(**given: Covariance) -> list[Operand]:
                 f"{first.name} and {other.name} must be of one size; got covariances "
                 f"{first.dim} x {first.dim} and {other.dim} x {other.dim}."
             )
-    broadcast({x.name: x.array.shape[:-2] for x in found})
-    return found
+    if together:
+        broadcast({x.name: x.array.shape[:-2] for x in found})
+    dtype = jnp.result_type(*(x.array for x in found))
+    return [Operand(x.name, x.array.astype(dtype), x.kind) for x in found]
 
 
 def broadcast(shapes: dict[str, tuple[int, ...]]) -> None:
@@ -114,9 +116,25 @@ def batch(name: str, x: ArrayLike, ndim: int) -> Array:
     return array
 
 
+def vector(name: str, x: ArrayLike, of: Operand) -> Array:
+    """One or a batch of vectors of the size and the dtype of a covariance."""
+    array = batch(name, x, 1)
+    if array.shape[-1] != of.dim:
+        raise ValueError(
+            f"{name} must have {of.dim} entries, as {of.name} has rows; got shape {array.shape}."
+        )
+    return array.astype(of.array.dtype)
+
+
 def as_root(array: Array, kind: Kind) -> Array:
     """A factor of one covariance, with no more columns than rows."""
     return root(array) if kind == "matrix" else narrowed(array)
+
+
+def as_roots(kinds: tuple[Kind, ...], A: Array, B: Array) -> tuple[Array, Array]:
+    """Those of two, one after the other."""
+    F = as_root(A, kinds[0])
+    return F, as_root(after(B, F), kinds[1])
 
 
 def mapped(

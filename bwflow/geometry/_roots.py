@@ -13,53 +13,21 @@ from jaxtyping import Array, Float
 from bwflow.linalg import full_precision, range_mask, range_svd, symmetrize
 
 
-@jax.custom_jvp
-@full_precision
 def root(A: Float[Array, "n n"]) -> Float[Array, "n n"]:
     """`L` with `A = L L^T`: lower triangular, or orthogonal columns where `A` is singular."""
-    return _decomposed(A)[0]
+    return triangle(A)[0]
 
 
-@root.defjvp
-@full_precision
-def _(primals, tangents):
-    (A,), (dA,) = primals, tangents
-    L, K = root(A), inverse_root(A)
-    return L, _root_tangent(L, K, symmetrize(dA))
-
-
-def _root_tangent(L: Array, K: Array, dA: Array) -> Array:
-    """`(I - R / 2) dA L^{+T}` with the projection `R = L L^+` on the range of `A`."""
-    C = dA @ K.T
-    return C - L @ (K @ C) / 2
+def root_and_inverse(A: Float[Array, "n n"]) -> tuple[Array, Array]:
+    """`root(A)` and its pseudo-inverse."""
+    L, whole = triangle(A)
+    return L, inverse(L, whole)
 
 
 @jax.custom_jvp
 @full_precision
-def inverse_root(A: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """The pseudo-inverse of `root(A)`."""
-    L, whole = _decomposed(A)
-    safe = jnp.where(whole, L, jnp.eye(len(A), dtype=A.dtype))
-    inverse = lax.linalg.triangular_solve(
-        safe, jnp.eye(len(A), dtype=A.dtype), left_side=True, lower=True
-    )
-    squares = jnp.sum(L**2, axis=0)
-    columns = jnp.where(squares > 0, squares, 1.0)
-    return jnp.where(whole, inverse, (L / columns[None, :]).T)
-
-
-@inverse_root.defjvp
-@full_precision
-def _(primals, tangents):
-    (A,), (dA,) = primals, tangents
-    L, K = root(A), inverse_root(A)
-    dL = _root_tangent(L, K, symmetrize(dA))
-    outside = dL.T - (dL.T @ L) @ K
-    return K, K @ K.T @ outside - K @ dL @ K
-
-
-def _decomposed(A: Array) -> tuple[Array, Array]:
-    """The root, and whether it is triangular: the matrix is one of full rank."""
+def triangle(A: Array) -> tuple[Array, Array]:
+    """A root, and 1 if it is triangular: the matrix is one of full rank; else 0."""
     n, eps = len(A), jnp.finfo(A.dtype).eps
     A = symmetrize(A)
     L = lax.linalg.cholesky(A, symmetrize_input=False)
@@ -73,9 +41,41 @@ def _decomposed(A: Array) -> tuple[Array, Array]:
         values = jnp.where(range_mask(values, n), values, 0.0)
         return A, vectors * jnp.sqrt(values)[None, :], jnp.zeros_like(whole)
 
-    needed = ~whole
-    state = (A, jnp.where(whole, L, A), needed)
-    return lax.while_loop(lambda state: state[2], by_eigenpairs, state)[1], whole
+    state = (A, jnp.where(whole, L, A), ~whole)
+    L = lax.while_loop(lambda state: state[2], by_eigenpairs, state)[1]
+    return L, whole.astype(A.dtype)
+
+
+@triangle.defjvp
+@full_precision
+def _(primals, tangents):
+    """`(I - R / 2) dA L^{+T}` with the projection `R = L L^+` on the range of `A`."""
+    (A,), (dA,) = primals, tangents
+    L, whole = triangle(A)
+    K = inverse(L, whole)
+    C = symmetrize(dA) @ K.T
+    return (L, whole), (C - L @ (K @ C) / 2, jnp.zeros_like(whole))
+
+
+@jax.custom_jvp
+@full_precision
+def inverse(L: Float[Array, "n k"], triangular: Array) -> Float[Array, "k n"]:
+    """Pseudo-inverse of a matrix that is triangular and regular, or has orthogonal columns."""
+    eye = jnp.eye(len(L), dtype=L.dtype)
+    safe = jnp.where(triangular > 0, L, eye)
+    solved = lax.linalg.triangular_solve(safe, eye, left_side=True, lower=True)
+    squares = jnp.sum(L**2, axis=0)
+    columns = jnp.where(squares > 0, squares, 1.0)
+    return jnp.where(triangular > 0, solved, (L / columns[None, :]).T)
+
+
+@inverse.defjvp
+@full_precision
+def _(primals, tangents):
+    L, dL = primals[0], tangents[0]
+    K = inverse(*primals)
+    outside = dL.T - (dL.T @ L) @ K
+    return K, K @ K.T @ outside - K @ dL @ K
 
 
 def narrowed(F: Float[Array, "n k"]) -> Float[Array, "n _"]:
@@ -86,6 +86,9 @@ def narrowed(F: Float[Array, "n k"]) -> Float[Array, "n _"]:
 @jax.custom_jvp
 @full_precision
 def _rotated(F: Float[Array, "n k"]) -> Float[Array, "n n"]:
+    """Orthogonal columns."""
+    if F.shape[1] > 2 * F.shape[0]:
+        F = jnp.linalg.qr(lax.stop_gradient(F.T), mode="r").T
     U, s, _ = range_svd(F)
     return U * s[None, :]
 
@@ -96,6 +99,5 @@ def _(primals, tangents):
     """`dF F^T L^{+T}`, which times `L^T` is `dF F^T`."""
     (F,), (dF,) = primals, tangents
     L = _rotated(F)
-    squares = jnp.sum(L**2, axis=0)
-    inverse = L * jnp.where(squares > 0, 1 / jnp.where(squares > 0, squares, 1.0), 0.0)[None, :]
-    return L, dF @ (F.T @ inverse)
+    K = inverse(L, jnp.zeros((), L.dtype))
+    return L, dF @ (F.T @ K.T)
