@@ -1,8 +1,8 @@
 """How far the optimal map between two covariances is from the identity.
 
-`X = T - I` solves `A X + X A + X A X = D` for `D = B - A`. From roots, `T = L_B P L_A^{-1}` with the
-polar factor `P` of `L_B^T L_A` has the rounding of `T`; close to the identity the equation itself
-gives `X` to the rounding of `X`, and with it `BW^2 = tr(X A X)`.
+`X = T - I` solves `A X + X A + X A X = D` for `D = B - A`. From roots, `T = L_B P L_A^{-1}` with
+the polar factor `P` of `L_B^T L_A` has the rounding of `T`; close to the identity the equation
+itself gives `X` to the rounding of `X`, and with it `BW^2 = tr(X A X)`.
 """
 
 from functools import partial
@@ -16,8 +16,8 @@ from jaxtyping import Array
 from bwflow.geometry._roots import inverse, root_and_inverse, triangle
 from bwflow.linalg import after, full_precision, polar, symmetrize
 
-# Sizes up to which polar factors are computed by products on a CPU too; up to which sums of singular
-# values are; and up to which squared distances are, without a look at the singular values.
+# Sizes up to which polar factors are computed by products on a CPU too; up to which sums of
+# singular values are; and up to which squared distances are, without a look at those.
 _PRODUCTS, _SMALL, _DIRECT = 100, 12, 32
 # Where the squared distance is above this share of the traces, their difference is exact enough.
 _CANCELLING = 0.1

@@ -12,7 +12,6 @@ from jaxtyping import Array, ArrayLike, Float
 from bwflow import _checks
 from bwflow._moments import Moments, divisor
 from bwflow._types import Scalar
-from bwflow.covariances import covariance_matrices
 from bwflow.geometry import _operands
 from bwflow.geometry._deviation import between, by_traces, procrustes
 from bwflow.geometry._operands import Covariance, Factor, Kind, as_roots
@@ -76,7 +75,7 @@ def bures_wasserstein(
     """
     _checks.choice("form", form, get_args(Form))
     given = _operands.operands(A=A, B=B)
-    return _operands.mapped(partial(_squared, form), given, [], "()")
+    return _operands.mapped(_squared, given, [], "()", form=form)
 
 
 def bures_wasserstein_distance(A: Covariance, B: Covariance) -> Float[Array, "*batch"]:
@@ -163,7 +162,7 @@ def _pairs(
         full = None
 
     def one(pair: tuple[Array, Array]) -> Array:
-        value = _squared("residual", kinds, A[pair[0]], B[pair[1]])
+        value = _squared(kinds, A[pair[0]], B[pair[1]])
         return value if squared else positive_power(value, 0.5)
 
     if not rows.size:
@@ -220,7 +219,7 @@ def gaussian_wasserstein(
 
 
 def _gaussians(kinds: tuple[Kind, ...], A: Array, B: Array, a: Array, b: Array) -> Array:
-    return jnp.sum((a - b) ** 2) + _squared("residual", kinds, A, B)
+    return jnp.sum((a - b) ** 2) + _squared(kinds, A, B)
 
 
 def frechet_distance(
@@ -308,7 +307,7 @@ def _root(x: Array) -> Array:
     return positive_power(x, 0.5)
 
 
-def _squared(form: Form, kinds: tuple[Kind, ...], A: Array, B: Array) -> Array:
+def _squared(kinds: tuple[Kind, ...], A: Array, B: Array, *, form: Form = "residual") -> Array:
     if form == "residual" and kinds == ("matrix", "matrix"):
         return between(A, B)
     F, G = as_roots(kinds, A, B)

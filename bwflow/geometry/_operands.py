@@ -1,6 +1,6 @@
 """Covariances as arguments: matrices, their factors or targets, one or a batch of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, DTypeLike, Float
 
 from bwflow import _checks
 from bwflow.covariances import Target, covariance_matrices
@@ -30,7 +30,8 @@ class Factor(eqx.Module):
     Raises
     ------
     ValueError
-        If it is not real floating point, has fewer than two dimensions, or is seen not to be finite.
+        If it is not real floating point, has fewer than two dimensions, or is seen not to be
+        finite.
 
     Notes
     -----
@@ -126,6 +127,16 @@ def vector(name: str, x: ArrayLike, of: Operand) -> Array:
     return array.astype(of.array.dtype)
 
 
+def number(
+    name: str, x: ArrayLike, given: list[Operand], *, dtype: DTypeLike | None = None, **bounds: Any
+) -> Array:
+    """Numbers in range, whose dimensions go together with the batches."""
+    dtype = given[0].array.dtype if dtype is None else dtype
+    array = jnp.asarray(_checks.numbers(name, x, dtype, **bounds))
+    broadcast({x.name: x.array.shape[:-2] for x in given} | {name: array.shape})
+    return array
+
+
 def as_root(array: Array, kind: Kind) -> Array:
     """A factor of one covariance, with no more columns than rows."""
     return root(array) if kind == "matrix" else narrowed(array)
@@ -138,21 +149,42 @@ def as_roots(kinds: tuple[Kind, ...], A: Array, B: Array) -> tuple[Array, Array]
 
 
 def mapped(
-    kernel: Callable[..., Any], given: list[Operand], extra: list[tuple[Array, str]], out: str
+    kernel: Callable[..., Any],
+    given: list[Operand],
+    extra: list[tuple[Array, str]],
+    out: str,
+    **options: Hashable,
 ) -> Any:
     """A kernel of single covariances over batches of them, as one program.
 
-    `kernel(kinds, *arrays)` gets the operands and further arrays, whose dimensions are written as
-    `jnp.vectorize` wants them: `n` for those of the operands.
+    `kernel(kinds, *arrays, **options)` gets the operands and further arrays, whose dimensions are
+    written as `jnp.vectorize` wants them: `n` for those of the operands. It has to be a function of
+    a module, lest every call compile it anew.
     """
     letters = iter("klpq")
     cores = ["(n,n)" if x.kind == "matrix" else f"(n,{next(letters)})" for x in given]
-    signature = ",".join([*cores, *(core for _, core in extra)]) + "->" + out
+    cores += [core for _, core in extra]
+    arrays = [*(x.array for x in given), *(x for x, _ in extra)]
+    leading = [
+        x.ndim - core.count(",") - (core != "()") for x, core in zip(arrays, cores, strict=True)
+    ]
+    arrays = [
+        x.reshape((1,) * (max(leading) - own) + x.shape)
+        for x, own in zip(arrays, leading, strict=True)
+    ]
     kinds = tuple(x.kind for x in given)
-    return _mapped(kernel, kinds, signature, *(x.array for x in given), *(x for x, _ in extra))
+    signature = ",".join(cores) + "->" + out
+    return _mapped(kernel, kinds, signature, tuple(options.items()), *arrays)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 @full_precision
-def _mapped(kernel: Callable, kinds: tuple[Kind, ...], signature: str, *arrays: Array) -> Any:
-    return jnp.vectorize(partial(kernel, kinds), signature=signature)(*arrays)
+def _mapped(
+    kernel: Callable[..., Any],
+    kinds: tuple[Kind, ...],
+    signature: str,
+    options: tuple[tuple[str, Hashable], ...],
+    *arrays: Array,
+) -> Any:
+    bound = partial(kernel, kinds, **dict(options))
+    return jnp.vectorize(bound, signature=signature)(*arrays)

@@ -72,10 +72,37 @@ def inverse(L: Float[Array, "n k"], triangular: Array) -> Float[Array, "k n"]:
 @inverse.defjvp
 @full_precision
 def _(primals, tangents):
-    L, dL = primals[0], tangents[0]
     K = inverse(*primals)
-    outside = dL.T - (dL.T @ L) @ K
-    return K, K @ K.T @ outside - K @ dL @ K
+    return K, _inverse_tangent(primals[0], K, tangents[0])
+
+
+def _inverse_tangent(F: Array, K: Array, dF: Array) -> Array:
+    """Of a pseudo-inverse `K`, where the rank of `F` does not change."""
+    outside = dF.T - (dF.T @ F) @ K
+    across = dF.T - K @ (F @ dF.T)
+    return K @ (K.T @ outside) + across @ K.T @ K - K @ dF @ K
+
+
+@jax.custom_jvp
+@full_precision
+def pseudo_inverse(F: Float[Array, "n k"]) -> Float[Array, "k n"]:
+    """Pseudo-inverse of any factor."""
+    U, s, Vt = range_svd(F)
+    return (Vt.T * jnp.where(s > 0, 1 / jnp.where(s > 0, s, 1.0), 0.0)[None, :]) @ U.T
+
+
+@pseudo_inverse.defjvp
+@full_precision
+def _(primals, tangents):
+    K = pseudo_inverse(*primals)
+    return K, _inverse_tangent(primals[0], K, tangents[0])
+
+
+def projection(A: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """On the range of a covariance."""
+    L, whole = triangle(A)
+    K = inverse(L, whole)
+    return jnp.where(whole > 0, jnp.eye(len(A), dtype=A.dtype), L @ K)
 
 
 def narrowed(F: Float[Array, "n k"]) -> Float[Array, "n _"]:

@@ -1,0 +1,226 @@
+"""Optimal maps and couplings of two covariances, and the geodesic between them."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from bwflow.geometry import _operands
+from bwflow.geometry._deviation import aligned, deviation
+from bwflow.geometry._operands import Covariance, Factor, Kind, Operand, as_roots
+from bwflow.geometry._roots import projection, pseudo_inverse
+from bwflow.linalg import after
+
+
+def transport_map(A: Covariance, B: Covariance) -> Float[Array, "*batch n n"]:
+    """The optimal map `T` from a Gaussian of covariance `A` to one of covariance `B`.
+
+    The symmetric positive semi-definite matrix with `T A T = B`,
+    `T = A^{-1/2} (A^{1/2} B A^{1/2})^{1/2} A^{-1/2}`.
+
+    Parameters
+    ----------
+    A, B
+        Covariances, as for `bures_wasserstein`.
+
+    Returns
+    -------
+    Array
+        `T`, `n x n`. Where `A` is singular it is known on the range of `A` only: of the symmetric
+        matrices with that action the one that is 0 between vectors outside of the range. It takes
+        `A` to `B` if the range of `A` has enough of that of `B`; otherwise no map does, and `T A T`
+        is the part of `B` that one reaches.
+
+    Raises
+    ------
+    ValueError
+        As `bures_wasserstein` does.
+
+    Notes
+    -----
+    Cost: that of `bures_wasserstein` and a triangular inverse. The gradient of `bures_wasserstein`
+    in `A` is `I - T`. Between matrices that nearly coincide `T - I` has full relative accuracy, and
+    so have derivatives; otherwise `T` is off by some `eps cond(A)^{1/2} cond(B)^{1/2}`. For
+    factors, `transport` moves points without a matrix of size `n x n`.
+
+    References
+    ----------
+    Olkin, Pukelsheim (1982), The distance between two random vectors with given dispersion
+    matrices.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> A, B = jnp.diag(jnp.array([1.0, 4.0])), jnp.diag(jnp.array([9.0, 1.0]))
+    >>> print(bw.geometry.transport_map(A, B).round(4))
+    [[3.  0. ]
+     [0.  0.5]]
+    """
+    return _operands.mapped(_map, _operands.operands(A=A, B=B), [], "(n,n)")
+
+
+def _map(kinds: tuple[Kind, ...], A: Array, B: Array) -> Array:
+    if kinds == ("matrix", "matrix"):
+        return deviation(A, B) + projection(A)
+    F, G = as_roots(kinds, A, B)
+    P = aligned(F, G)
+    K = pseudo_inverse(after(F, P))
+    onto = (G @ P) @ K
+    return onto + onto.T - (onto.T @ F) @ K
+
+
+def transport(A: Covariance, B: Covariance, points: ArrayLike) -> Float[Array, "*batch N n"]:
+    """Points moved by the optimal map, `T x` for each row `x`, without the matrix `T`.
+
+    Parameters
+    ----------
+    A, B
+        Covariances, as for `bures_wasserstein`.
+    points
+        `N x n` or batches of such: centred samples of covariance `A`, in rows.
+
+    Returns
+    -------
+    Array
+        As many points. What is orthogonal to the range of `A` is moved as `transport_map` says.
+
+    Raises
+    ------
+    ValueError
+        As `bures_wasserstein` does; if points are not rows of `n` real finite numbers.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> print(bw.geometry.transport(jnp.eye(2), 4.0 * jnp.eye(2), jnp.ones((1, 2))).round(4))
+    [[2. 2.]]
+    """
+    given = _operands.operands(A=A, B=B)
+    moved = _operands.batch("points", points, 2)
+    if moved.shape[-1] != given[0].dim:
+        raise ValueError(
+            f"points must have {given[0].dim} columns, as A has; got shape {moved.shape}."
+        )
+    shapes = {x.name: x.array.shape[:-2] for x in given} | {"points": moved.shape[:-2]}
+    _operands.broadcast(shapes)
+    extra = [(moved.astype(given[0].array.dtype), "(N,n)")]
+    return _operands.mapped(_moved, given, extra, "(N,n)")
+
+
+def _moved(kinds: tuple[Kind, ...], A: Array, B: Array, X: Array) -> Array:
+    if kinds == ("matrix", "matrix"):
+        return X @ _map(kinds, A, B)
+    F, G = as_roots(kinds, A, B)
+    P = aligned(F, G)
+    K = pseudo_inverse(after(F, P))
+    inside = X @ K.T
+    across = (X @ G) @ P
+    return inside @ (G @ P).T + (across - (inside @ (F.T @ G)) @ P) @ K
+
+
+def optimal_coupling(A: Covariance, B: Covariance) -> Float[Array, "*batch m m"] | Factor:
+    """Joint covariance `[[A, A T], [T A, B]]` of the optimal coupling, `m = 2 n`.
+
+    Parameters
+    ----------
+    A, B
+        Covariances, as for `bures_wasserstein`.
+
+    Returns
+    -------
+    Array or Factor
+        The joint covariance; where both come as factors, with `k` and `l` columns, a `Factor` of
+        `k + l`. Where several couplings are optimal, as of matrices with orthogonal parts, it is
+        the one in which those are independent.
+
+    Raises
+    ------
+    ValueError
+        As `bures_wasserstein` does.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> print(bw.geometry.optimal_coupling(jnp.eye(1), 4.0 * jnp.eye(1)).round(4))
+    [[1. 2.]
+     [2. 4.]]
+    """
+    return _joined(_operands.operands(A=A, B=B), _coupled)
+
+
+def _coupled(kinds: tuple[Kind, ...], A: Array, B: Array) -> Array:
+    F, G = as_roots(kinds, A, B)
+    P = aligned(F, G)
+    moved = G @ P
+    return jnp.block([[F, jnp.zeros_like(G)], [moved, G - moved @ P.T]])
+
+
+def geodesic(A: Covariance, B: Covariance, t: ArrayLike) -> Float[Array, "*batch n n"] | Factor:
+    """The point at `t` of the geodesic from `A` to `B`: the law of `(1 - t) x + t y`.
+
+    `((1 - t) I + t T) A ((1 - t) I + t T)` for the optimal map `T`; for `x` and `y` coupled
+    optimally in general, so that ranks may differ.
+
+    Parameters
+    ----------
+    A, B
+        Covariances, as for `bures_wasserstein`.
+    t
+        Numbers between 0 and 1, broadcast with the batches: for a list of times along one
+        geodesic give `t` of shape `(num_times,)`.
+
+    Returns
+    -------
+    Array or Factor
+        The covariance at `t`; where both come as factors, with `k` and `l` columns, a `Factor` of
+        `k + l`, of which the last `l` carry what no map from `A` reaches, often zeros.
+
+    Raises
+    ------
+    ValueError
+        As `bures_wasserstein` does; if `t` is not between 0 and 1.
+
+    Notes
+    -----
+    Beyond `[0, 1]` the curve may cease to be a geodesic; `exp(A, t * log(A, B))` follows it.
+
+    References
+    ----------
+    McCann (1997), A convexity principle for interacting gases.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> print(bw.geometry.geodesic(jnp.eye(1), 9.0 * jnp.eye(1), [0.0, 0.5, 1.0]).ravel())
+    [1. 4. 9.]
+    """
+    given = _operands.operands(A=A, B=B)
+    times = _operands.number("t", t, given, minimum=0.0, maximum=1.0)
+    return _joined(given, _between, [(times, "()")])
+
+
+def _between(kinds: tuple[Kind, ...], A: Array, B: Array, t: Array) -> Array:
+    F, G = as_roots(kinds, A, B)
+    P = aligned(F, G)
+    moved = G @ P
+    return jnp.concatenate([(1 - t) * F + t * moved, t * (G - moved @ P.T)], axis=1)
+
+
+def _joined(
+    given: list[Operand], kernel: Callable[..., Array], extra: Sequence[tuple[Array, str]] = ()
+) -> Array | Factor:
+    """What a kernel of factors gives: a factor, or its covariance where a matrix came."""
+    extra = list(extra)
+    if all(x.kind == "factor" for x in given):
+        return Factor(_operands.mapped(kernel, given, extra, "(m,r)"))
+    return cast(Array, _operands.mapped(_squares, given, extra, "(m,m)", factor=kernel))
+
+
+def _squares(kinds: tuple[Kind, ...], *arrays: Array, factor: Callable[..., Array]) -> Array:
+    F = factor(kinds, *arrays)
+    return F @ F.T
