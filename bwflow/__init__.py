@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 # Public names and the rooms that hold them. They are imported when first asked for: the command
 # line has to set its environment before jax and equinox read theirs.
 _ROOMS = {
-    "bures_wasserstein": "bures",
+    "bures_wasserstein": "geometry",
     "smoothed_bures": "bures",
     "frobenius": "losses",
     "Target": "covariances",
@@ -29,6 +29,7 @@ _MODULES = (
     "experiment",
     "export",
     "factors",
+    "geometry",
     "initializers",
     "jobs",
     "landscape",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from bwflow import experiment as experiment
     from bwflow import export as export
     from bwflow import factors as factors
+    from bwflow import geometry as geometry
     from bwflow import initializers as initializers
     from bwflow import jobs as jobs
     from bwflow import landscape as landscape
@@ -82,7 +84,6 @@ if TYPE_CHECKING:
     from bwflow import until as until
     from bwflow._trajectory import RESULTS as RESULTS
     from bwflow._trajectory import Trajectory as Trajectory
-    from bwflow.bures import bures_wasserstein as bures_wasserstein
     from bwflow.bures import smoothed_bures as smoothed_bures
     from bwflow.covariances import Target as Target
     from bwflow.descent import gradient_descent as gradient_descent
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from bwflow.factors import imbalance as imbalance
     from bwflow.factors import sample as sample
     from bwflow.flow import gradient_flow as gradient_flow
+    from bwflow.geometry import bures_wasserstein as bures_wasserstein
     from bwflow.losses import frobenius as frobenius
     from bwflow.sweeps import sweep as sweep
 

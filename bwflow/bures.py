@@ -1,4 +1,4 @@
-"""Squared Bures-Wasserstein distances: of two matrices, and smoothed, of a network and a target.
+"""Squared Bures-Wasserstein distance of a network and a target, smoothed.
 
 Everything is the orthogonal Procrustes form
 
@@ -22,7 +22,7 @@ from jaxtyping import Array, ArrayLike
 from bwflow import _checks, _quadrature, _spiked
 from bwflow._names import Method as LossMethod
 from bwflow._types import Scalar
-from bwflow.covariances import Spiked, Target, covariance_matrix, eigenpairs
+from bwflow.covariances import Spiked, Target
 from bwflow.linalg import Method, full_precision, polar, symmetric_sylvester, symmetrize
 
 
@@ -106,50 +106,6 @@ def smoothed_bures(
         return _quadrature.distance(W, target, tau)
     kernel = _spiked.distance if isinstance(target, Spiked) else _distance
     return kernel(W, target, tau if smoothed else None, method)
-
-
-def bures_wasserstein(A: ArrayLike, B: ArrayLike) -> Scalar:
-    """Squared Bures-Wasserstein distance `tr A + tr B - 2 tr (A^{1/2} B A^{1/2})^{1/2}`.
-
-    Parameters
-    ----------
-    A, B
-        Symmetric positive semi-definite matrices of one size, of any rank.
-
-    Returns
-    -------
-    Array
-        The squared distance, in the units of `A` and `B`; never negative, and 0 to the square of
-        the rounding error where the two coincide.
-
-    Raises
-    ------
-    ValueError
-        If a matrix is not square, real floating point, finite, symmetric and positive
-        semi-definite, or if the sizes differ.
-
-    Notes
-    -----
-    Cost: two eigendecompositions and two SVDs. The gradient in `A` is `I - T` with `T` the optimal
-    map from `A` to `B`, on the range of `A` where `A` is singular.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> import bwflow as bw
-    >>> print(f"{bw.bures_wasserstein(4.0 * jnp.eye(3), jnp.eye(3)):.5f}")
-    3.00000
-    """
-    A, B = covariance_matrix("A", A), covariance_matrix("B", B)
-    if A.shape != B.shape:
-        raise ValueError(f"A and B must have one shape; got {A.shape} and {B.shape}.")
-    return _between(A, B)
-
-
-@jax.jit
-def _between(A: Array, B: Array) -> Array:
-    W, factor = eigenpairs(symmetrize(A))[0], eigenpairs(symmetrize(B))[0]
-    return _distance(W, Target.from_factor(factor, rank=B.shape[0]), None, "auto")
 
 
 @partial(jax.jit, static_argnames="method")

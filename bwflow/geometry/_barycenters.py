@@ -10,7 +10,7 @@ derivative is symmetric: the implicit function theorem asks for conjugate gradie
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -37,8 +37,8 @@ class RESULTS(eqx.Enumeration):
 
     successful = "The residual came below its tolerance."
     max_steps_reached = (
-        "The maximum number of steps was reached before the tolerance. Raise `max_steps` or `rtol`; "
-        "rounding ends progress at a residual of some `eps` times the condition of the data."
+        "The maximum number of steps was reached before the tolerance. Raise `max_steps` or "
+        "`rtol`; rounding ends progress at a residual of some `eps` times the condition of the data."
     )
     nonfinite = "The iteration became NaN or infinite. Rescale the data: squares must be in range."
 
@@ -336,10 +336,16 @@ def _found(
     F, objective, residual, gap, count, code = _solved(
         problem, kinds, given.array, w, scale, tolerance, steps, first_array
     )
-    result = RESULTS.where(code == 0, RESULTS.successful, RESULTS.max_steps_reached)
-    result = RESULTS.where(code == 2, RESULTS.nonfinite, result)
+    result = _result(code)
     count = count.astype(jnp.result_type(int))
     return _concluded(Barycenter(F, centre, objective, residual, gap, count, result), throw)
+
+
+def _result(code: Array) -> RESULTS:
+    if code.ndim:
+        return jax.vmap(_result)(code)
+    result = RESULTS.where(code == 0, RESULTS.successful, RESULTS.max_steps_reached)
+    return RESULTS.where(code == 2, RESULTS.nonfinite, result)
 
 
 def _concluded(mean: Barycenter, throw: bool) -> Barycenter:
