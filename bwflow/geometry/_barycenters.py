@@ -38,7 +38,7 @@ class RESULTS(eqx.Enumeration):
     successful = "The residual came below its tolerance."
     max_steps_reached = (
         "The maximum number of steps was reached before the tolerance. Raise `max_steps` or "
-        "`rtol`; rounding ends progress at a residual of some `eps` times the condition of the data."
+        "`rtol`; rounding ends progress at some `eps` times the condition of the data."
     )
     nonfinite = "The iteration became NaN or infinite. Rescale the data: squares must be in range."
 

@@ -196,7 +196,8 @@ def geodesic(A: Covariance, B: Covariance, t: ArrayLike) -> Float[Array, "*batch
     --------
     >>> import jax.numpy as jnp
     >>> import bwflow as bw
-    >>> print(bw.geometry.geodesic(jnp.eye(1), 9.0 * jnp.eye(1), [0.0, 0.5, 1.0]).ravel())
+    >>> times = jnp.array([0.0, 0.5, 1.0])
+    >>> print(bw.geometry.geodesic(jnp.eye(1), 9.0 * jnp.eye(1), times).ravel())
     [1. 4. 9.]
     """
     given = _operands.operands(A=A, B=B)
