@@ -1,35 +1,17 @@
-"""Means of covariances: barycenters and geometric medians, of any rank, differentiable.
+"""Means of covariances: barycenters and geometric medians, of any rank, differentiable."""
 
-In a factor `F` of the mean the Bures-Wasserstein gradient step of unit length is the average of
-the factors `L_i` of the data, each turned as near to `F` as it gets,
-`G(F) = sum_i w_i L_i P_i` with `P_i` the polar factor of `L_i^T F`. Every such step lowers the
-objective, whatever the ranks. At a fixed point `F - G(F)` is half the gradient, so that its
-derivative is symmetric: the implicit function theorem asks for conjugate gradients only.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from bwflow import _checks
 from bwflow.geometry import _operands
-from bwflow.geometry._deviation import aligned
-from bwflow.geometry._operands import Covariance, Factor, Kind, Operand, as_root
-from bwflow.geometry._roots import root
-from bwflow.linalg import full_precision, symmetrize
-
-# The share of the plain step's decrease, at least `||F - G(F)||^2`, that an accelerated one owes.
-_DECREASE = 0.1
-_SKETCH = 20230303
+from bwflow.geometry._fixed_points import Problem, solved
+from bwflow.geometry._operands import Covariance, Factor, Operand
 
 
 class RESULTS(eqx.Enumeration):
@@ -77,15 +59,6 @@ class Barycenter(eqx.Module):
     def covariance(self) -> Float[Array, "*batch n n"]:
         """`F F^T`."""
         return Factor(self.factor).covariance
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """What is minimised, and how; static."""
-
-    kind: Literal["mean", "entropic", "median"]
-    rank: int
-    memory: int
 
 
 def barycenter(
@@ -314,9 +287,7 @@ def _found(
     shape, dtype, n = given.array.shape[:-2], given.array.dtype, given.dim
     w = _weights(weights, _mask(mask, shape), dtype)
     first = None if start is None else _operands.operand("start", start)
-    problem = _Problem(
-        kind, _rank(rank, given, first), _checks.integer("memory", memory, minimum=0)
-    )
+    problem = Problem(kind, _rank(rank, given, first), _checks.integer("memory", memory, minimum=0))
     if kind == "entropic" and problem.rank < n:
         raise ValueError(f"entropy must be 0 for a rank below {n}; got rank={problem.rank}.")
     if rtol is None:
@@ -333,7 +304,7 @@ def _found(
         centre = _centre(w, points)
     first_array = None if first is None else first.array
     kinds = (given.kind, "matrix" if first is None else first.kind)
-    F, objective, residual, gap, count, code = _solved(
+    F, objective, residual, gap, count, code = solved(
         problem, kinds, given.array, w, scale, tolerance, steps, first_array
     )
     result = _result(code)
@@ -381,224 +352,3 @@ def _rank(rank: int | None, given: Operand, start: Operand | None) -> int:
 @jax.jit
 def _centre(w: Array, points: Array) -> Array:
     return jnp.sum(w[..., None] * points, axis=-2) / jnp.sum(w, axis=-1)[..., None]
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-@full_precision
-def _solved(
-    problem: _Problem,
-    kinds: tuple[Kind, Kind],
-    arrays: Array,
-    w: Array,
-    scale: Array,
-    rtol: Array,
-    max_steps: Array,
-    start: Array | None,
-) -> tuple[Array, ...]:
-    def one(C: Array, w: Array, *start: Array) -> tuple[Array, ...]:
-        return _one_set(problem, kinds, C, w, scale, rtol, max_steps, *start)
-
-    signature = "(i,n,m),(i)" + ("" if start is None else ",(n,k)")
-    starts = [] if start is None else [start]
-    batch = jnp.broadcast_shapes(arrays.shape[:-3], *(x.shape[:-2] for x in starts))
-    arrays, w, *starts = (
-        jnp.broadcast_to(x, batch + x.shape[x.ndim - core :])
-        for x, core in ((arrays, 3), (w, 1), *((x, 2) for x in starts))
-    )
-    return jnp.vectorize(one, signature=signature + "->(n,k),(),(),(),(),()")(arrays, w, *starts)
-
-
-def _one_set(
-    problem: _Problem,
-    kinds: tuple[Kind, Kind],
-    C: Array,
-    w: Array,
-    scale: Array,
-    rtol: Array,
-    max_steps: Array,
-    start: Array | None = None,
-) -> tuple[Array, ...]:
-    w = w / jnp.sum(w)
-    C = jnp.where(w[:, None, None] > 0, C, jnp.eye(*C.shape[1:], dtype=C.dtype))
-    L = jax.vmap(partial(as_root, kind=kinds[0]))(C)
-    if start is None:
-        first = _first(problem.rank, lax.stop_gradient(L), lax.stop_gradient(w))
-    else:
-        first = as_root(lax.stop_gradient(start), kinds[1])
-
-    def improved(F: Array) -> tuple[Array, Array]:
-        return _step(problem, scale, w, L, F)
-
-    def equation(F: Array) -> Array:
-        return _half_gradient(problem, scale, w, L, F) + _gauge(F)
-
-    def solve(_, F: Array) -> tuple[Array, tuple[Array, ...]]:
-        return _iterated(improved, F, problem.memory, rtol, max_steps)
-
-    F, (r, count, code) = lax.custom_root(
-        equation, first, solve, _conjugate_gradients, has_aux=True
-    )
-    objective = _objective(problem, scale, w, L, F)
-    gap = lax.stop_gradient(_gap(problem, scale, w, L, F, r))
-    return F, objective, jnp.linalg.norm(r), gap, count, code
-
-
-def _first(rank: int, L: Array, w: Array) -> Array:
-    """A factor of the arithmetic mean, or of what is left of it on the range of a sketch."""
-    n = L.shape[1]
-    scaled = L * jnp.sqrt(w)[:, None, None]
-    columns = jnp.moveaxis(scaled, 0, 1).reshape(n, -1)
-    if rank >= n:
-        F = root(columns @ columns.T)
-        return jnp.concatenate([F, jnp.zeros((n, rank - n), F.dtype)], axis=1)
-    sketch = jax.random.normal(jax.random.key(_SKETCH), (n, rank), dtype=L.dtype)
-    Q, _ = jnp.linalg.qr(columns @ (columns.T @ sketch))
-    inside = Q.T @ columns
-    return Q @ root(inside @ inside.T)
-
-
-def _step(problem: _Problem, scale: Array, w: Array, L: Array, F: Array) -> tuple[Array, Array]:
-    """The next factor, and the objective at this one, up to a constant."""
-    G, total = _average(problem, scale, w, L, F)
-    if problem.kind == "mean":
-        return G, jnp.vdot(F - 2 * G, F)
-    if problem.kind == "median":
-        return G, total
-    value = jnp.vdot((1 + scale) * F - 2 * G, F) - 2 * scale * jnp.linalg.slogdet(F)[1]
-    return _shrunk(G, scale), value
-
-
-def _average(problem: _Problem, scale: Array, w: Array, L: Array, F: Array) -> tuple[Array, Array]:
-    """`G`, the average of the data turned towards `F`; and of a median the objective.
-
-    Products with all the factors at once, as with one tall matrix.
-    """
-    N, n, m = L.shape
-    tall = jnp.swapaxes(L, 1, 2).reshape(N * m, n)
-    Y = (tall @ F).reshape(N, m, F.shape[1])
-    P = jax.vmap(lambda Y: aligned(Y, jnp.eye(m, dtype=Y.dtype)))(Y)
-    total = jnp.zeros((), F.dtype)
-    if problem.kind == "median":
-        lengths = jnp.sqrt(scale**2 + _distances(L, P, F))
-        total = w @ lengths
-        w = w / lengths
-        w = w / jnp.sum(w)
-    return (tall * jnp.repeat(w, m)[:, None]).T @ P.reshape(N * m, -1), total
-
-
-def _distances(L: Array, P: Array, F: Array) -> Array:
-    moved = L @ P
-    left = L - moved @ jnp.swapaxes(P, 1, 2)
-    return jnp.sum((F[None] - moved) ** 2, axis=(1, 2)) + jnp.sum(left**2, axis=(1, 2))
-
-
-def _shrunk(G: Array, gamma: Array) -> Array:
-    """`F` with `(1 + gamma) F - gamma F^{-T} = G`, singular value by singular value."""
-    U, s, Vt = jnp.linalg.svd(lax.stop_gradient(G))
-    s = (s + jnp.sqrt(s**2 + 4 * gamma * (1 + gamma))) / (2 * (1 + gamma))
-    return (U * s[None, :]) @ Vt
-
-
-def _half_gradient(problem: _Problem, scale: Array, w: Array, L: Array, F: Array) -> Array:
-    """Of the objective in `F`; of a median that of it divided by the sum of its weights."""
-    G, _ = _average(problem, scale, w, L, F)
-    if problem.kind == "entropic":
-        return (1 + scale) * F - scale * jnp.linalg.inv(F).T - G
-    return F - G
-
-
-def _gauge(F: Array) -> Array:
-    """Zero, with a derivative that is positive along rotations of `F`, where all else has none."""
-    fixed = lax.stop_gradient(F)
-    inside = fixed.T @ F
-    return fixed @ (inside - inside.T) / jnp.sum(fixed**2)
-
-
-def _conjugate_gradients(operator: Callable[[Array], Array], y: Array) -> Array:
-    tolerance = 10 * float(jnp.finfo(y.dtype).eps)
-    matrix = lx.FunctionLinearOperator(
-        operator, jax.eval_shape(lambda: y), lx.positive_semidefinite_tag
-    )
-    solver = lx.CG(rtol=tolerance, atol=0.0, max_steps=4 * y.size)
-    return lx.linear_solve(matrix, y, solver, throw=False).value
-
-
-def _iterated(
-    improved: Callable[[Array], tuple[Array, Array]],
-    F: Array,
-    memory: int,
-    rtol: Array,
-    max_steps: Array,
-) -> tuple[Array, tuple[Array, ...]]:
-    """A fixed point by Anderson's method; with its residual, evaluations, and how it ended."""
-    shape, dtype, m = F.shape, F.dtype, max(memory, 1)
-    nothing = jnp.zeros((m, F.size), dtype)
-    eps, tiny = jnp.finfo(dtype).eps, jnp.finfo(dtype).tiny
-
-    def unfinished(state):
-        x, _, norm, _, _, _, _, count = state
-        above = (norm > rtol * jnp.linalg.norm(x)) & jnp.isfinite(norm)
-        return (count == 0) | (above & (count < max_steps))
-
-    def advance(state):
-        x, r, norm, value, dX, dR, used, count = state
-        gram = dR @ dR.T
-        damping = eps * jnp.trace(gram) + tiny
-        mixed = jnp.linalg.solve(gram + damping * jnp.eye(m, dtype=dtype), dR @ r)
-        proposed = x + r - mixed @ (dX + dR)
-        moved, lower = improved(proposed.reshape(shape))
-        new = moved.ravel() - proposed
-        # Up to rounding of the value. A step that is taken back leaves the plain one.
-        owed = _DECREASE * norm**2 - 10 * eps * jnp.sum(x**2)
-        accepted = (lower <= value - owed) | (used == 0)
-        if memory:
-            slot = (jnp.arange(m)[:, None] == used % m) & (used > 0)
-            grown = (jnp.where(slot, proposed - x, dX), jnp.where(slot, new - r, dR))
-            dX, dR = (jnp.where(accepted, now, nothing) for now in grown)
-        reached = (proposed, new, jnp.linalg.norm(new), lower)
-        kept = [jnp.where(accepted, *pair) for pair in zip(reached, state[:4], strict=True)]
-        return *kept, dX, dR, jnp.where(accepted, used + 1, 0), count + 1
-
-    x, zero = F.ravel(), jnp.zeros((), jnp.result_type(int))
-    infinite = jnp.full((), jnp.inf, dtype)
-    # The first evaluation is one of the loop, which is compiled once.
-    state = (x, jnp.zeros_like(x), infinite, infinite, nothing, nothing, zero, zero)
-    x, r, norm, *_, count = lax.while_loop(unfinished, advance, state)
-    reached = norm <= rtol * jnp.linalg.norm(x)
-    code = jnp.where(reached, 0.0, jnp.where(jnp.isfinite(norm), 1.0, 2.0))
-    # As floats: jax.lax.custom_root has no derivatives for integers beside the root.
-    return x.reshape(shape), (r.reshape(shape), count.astype(dtype), code.astype(dtype))
-
-
-def _objective(problem: _Problem, scale: Array, w: Array, L: Array, F: Array) -> Array:
-    P = jax.vmap(lambda L: aligned(F, L))(L)
-    distances = _distances(L, P, F)
-    if problem.kind == "median":
-        return w @ jnp.sqrt(scale**2 + distances)
-    if problem.kind == "mean":
-        return w @ distances
-    penalty = jnp.sum(F**2) - 2 * jnp.linalg.slogdet(F)[1] - len(F)
-    return w @ distances + scale * penalty
-
-
-def _gap(problem: _Problem, scale: Array, w: Array, L: Array, F: Array, r: Array) -> Array:
-    """The bound on how far the objective is from its minimum, from the residual `r`."""
-    n = F.shape[0]
-    nothing = jnp.full((), jnp.inf, F.dtype)
-    if problem.kind == "median" or problem.rank < n:
-        return nothing
-    inverse = jnp.linalg.pinv(F)
-    gamma = jnp.zeros_like(scale)
-    half = -r
-    if problem.kind == "entropic":
-        # The step solved (1 + gamma) (F + r) - gamma (F + r)^{-T} = G.
-        gamma, next_one = scale, F + r
-        G = (1 + gamma) * next_one - gamma * jnp.linalg.inv(next_one).T
-        half = (1 + gamma) * F - gamma * inverse.T - G
-    least = jnp.linalg.eigvalsh(symmetrize(half @ inverse))[0]
-    traces = w @ jnp.sum(L**2, axis=(1, 2))
-    # The root of the largest trace that a minimiser can have.
-    reach = jnp.sqrt(traces) + jnp.sqrt(traces + 4 * (1 + gamma) * gamma * n)
-    largest = (reach / (2 * (1 + gamma))) ** 2
-    bound = jnp.maximum(jnp.vdot(half, F) + jnp.maximum(-least, 0) * largest, 0)
-    return jnp.where(jnp.linalg.matrix_rank(F) < n, nothing, bound)
