@@ -20,6 +20,7 @@ from bwflow.geometry._maps import optimal_coupling as optimal_coupling
 from bwflow.geometry._maps import transport as transport
 from bwflow.geometry._maps import transport_map as transport_map
 from bwflow.geometry._operands import Factor as Factor
+from bwflow.geometry._running import RunningBarycenter as RunningBarycenter
 from bwflow.geometry._tangents import exp as exp
 from bwflow.geometry._tangents import injectivity_radius as injectivity_radius
 from bwflow.geometry._tangents import inner_product as inner_product

@@ -1,6 +1,6 @@
 """Means of covariances: barycenters and geometric medians, of any rank, differentiable."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -153,7 +153,7 @@ def barycenter(
     [[4. 0.]
      [0. 4.]]
     """
-    given = _given(covariances, mask)
+    given = listed(covariances, mask)
     scale = _operands.number("entropy", entropy, [], dtype=given.array.dtype, ndim=0, minimum=0.0)
     penalised = not _checks.is_concrete(scale) or bool(np.any(np.asarray(scale)))
     kind = "entropic" if penalised else "mean"
@@ -213,14 +213,14 @@ def geometric_median(
     >>> print(f"{median.covariance.item():.3f}")
     1.012
     """
-    given = _given(covariances, mask)
+    given = listed(covariances, mask)
     dtype = given.array.dtype
     scale = _operands.number("smoothing", smoothing, [], dtype=dtype, ndim=0, positive=True)
     control = (weights, mask, None, rank, start, rtol, max_steps, memory)
     return _found("median", given, scale, control, throw)
 
 
-def _given(covariances: Covariance, mask: ArrayLike | None) -> Operand:
+def listed(covariances: Covariance, mask: ArrayLike | None) -> Operand:
     """The sets; what does not count is replaced by identities before it is looked at."""
     x = covariances
     if mask is not None and not isinstance(x, _operands.KINDS):
@@ -259,8 +259,9 @@ def _identity(x: Array) -> Array:
     return jnp.eye(*x.shape[-2:], dtype=x.dtype)
 
 
-def _weights(weights: ArrayLike | None, kept: Array, dtype: Any) -> Array:
-    """Weights that sum to one, 0 where the mask is false."""
+def counted(weights: ArrayLike | None, mask: ArrayLike | None, given: Operand) -> Array:
+    """Weights, 0 where the mask is false."""
+    kept, dtype = _mask(mask, given.array.shape[:-2]), given.array.dtype
     if weights is None:
         found = np.ones((), dtype)
     else:
@@ -285,7 +286,7 @@ def _found(
 ) -> Barycenter:
     weights, mask, means, rank, start, rtol, max_steps, memory = control
     shape, dtype, n = given.array.shape[:-2], given.array.dtype, given.dim
-    w = _weights(weights, _mask(mask, shape), dtype)
+    w = counted(weights, mask, given)
     first = None if start is None else _operands.operand("start", start)
     problem = Problem(kind, _rank(rank, given, first), _checks.integer("memory", memory, minimum=0))
     if kind == "entropic" and problem.rank < n:

@@ -113,11 +113,11 @@ def _first(rank: int, L: Array, w: Array) -> Array:
 
 def _step(problem: Problem, scale: Array, w: Array, L: Array, F: Array) -> tuple[Array, Array]:
     """The next factor, and the objective at this one."""
-    G, value = _average(problem, scale, w, L, F)
+    G, value = average(problem, scale, w, L, F)
     return (_shrunk(G, scale) if problem.kind == "entropic" else G), value
 
 
-def _average(problem: Problem, scale: Array, w: Array, L: Array, F: Array) -> tuple[Array, Array]:
+def average(problem: Problem, scale: Array, w: Array, L: Array, F: Array) -> tuple[Array, Array]:
     """`G`, the average of the data turned towards `F`, and the objective.
 
     Products with all the factors at once, as with one tall matrix.
@@ -148,7 +148,7 @@ def _objective(problem: Problem, known: Array, scale: Array, w: Array, L: Array,
 @_objective.defjvp
 def _(problem, primals, tangents):
     def value(*arguments: Array) -> Array:
-        return _average(problem, *arguments)[1]
+        return average(problem, *arguments)[1]
 
     return jax.jvp(value, primals[1:], tangents[1:])
 
@@ -168,7 +168,7 @@ def _shrunk(G: Array, gamma: Array) -> Array:
 
 def _half_gradient(problem: Problem, scale: Array, w: Array, L: Array, F: Array) -> Array:
     """Of the objective in `F`; of a median that of it divided by the sum of its weights."""
-    G, _ = _average(problem, scale, w, L, F)
+    G, _ = average(problem, scale, w, L, F)
     if problem.kind == "entropic":
         return (1 + scale) * F - scale * jnp.linalg.inv(F).T - G
     return F - G
