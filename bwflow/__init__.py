@@ -35,6 +35,7 @@ _MODULES = (
     "landscape",
     "linalg",
     "losses",
+    "means",
     "operators",
     "perturbation",
     "plan",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from bwflow import landscape as landscape
     from bwflow import linalg as linalg
     from bwflow import losses as losses
+    from bwflow import means as means
     from bwflow import operators as operators
     from bwflow import perturbation as perturbation
     from bwflow import plan as plan

@@ -9,6 +9,7 @@ derivatives of every order.
 from bwflow.geometry._barycenters import RESULTS as RESULTS
 from bwflow.geometry._barycenters import Barycenter as Barycenter
 from bwflow.geometry._barycenters import barycenter as barycenter
+from bwflow.geometry._barycenters import concluded as concluded
 from bwflow.geometry._barycenters import geometric_median as geometric_median
 from bwflow.geometry._distances import bures_wasserstein as bures_wasserstein
 from bwflow.geometry._distances import bures_wasserstein_distance as bures_wasserstein_distance

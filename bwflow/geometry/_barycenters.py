@@ -308,19 +308,29 @@ def _found(
     F, objective, residual, gap, count, code = solved(
         problem, kinds, given.array, w, scale, tolerance, steps, first_array
     )
-    result = _result(code)
-    count = count.astype(jnp.result_type(int))
-    return _concluded(Barycenter(F, centre, objective, residual, gap, count, result), throw)
+    found = ended(F, objective, residual, gap, count.astype(jnp.result_type(int)), code)
+    return concluded(eqx.tree_at(lambda x: x.mean, found, centre, is_leaf=_nothing), throw)
 
 
-def _result(code: Array) -> RESULTS:
+def _nothing(x: object) -> bool:
+    return x is None
+
+
+def ended(
+    F: Array, objective: Array, residual: Array, gap: Array, count: Array, code: Array
+) -> Barycenter:
+    """The barycenter that was found, with a result for a code."""
+    return Barycenter(F, None, objective, residual, gap, count, result_of(code))
+
+
+def result_of(code: Array) -> RESULTS:
     if code.ndim:
-        return jax.vmap(_result)(code)
+        return jax.vmap(result_of)(code)
     result = RESULTS.where(code == 0, RESULTS.successful, RESULTS.max_steps_reached)
     return RESULTS.where(code == 2, RESULTS.nonfinite, result)
 
 
-def _concluded(mean: Barycenter, throw: bool) -> Barycenter:
+def concluded(mean: Barycenter, throw: bool) -> Barycenter:
     if not throw:
         return mean
     failed = mean.result != RESULTS.successful
@@ -328,7 +338,7 @@ def _concluded(mean: Barycenter, throw: bool) -> Barycenter:
         return mean.result.error_if(mean, failed)
     if np.any(failed):
         worst = int(np.argmax(np.ravel(failed)))
-        code = jax.tree.map(lambda x: np.ravel(x)[worst], mean.result)
+        code = jax.tree.map(lambda x: jnp.ravel(x)[worst], mean.result)
         raise RuntimeError(RESULTS[code])
     return mean
 

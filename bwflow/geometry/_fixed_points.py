@@ -10,13 +10,13 @@ derivative is symmetric: the implicit function theorem asks for conjugate gradie
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from bwflow.geometry._deviation import aligned
 from bwflow.geometry._operands import Kind, as_root
@@ -25,7 +25,7 @@ from bwflow.linalg import full_precision, symmetrize
 
 # The share of the plain step's decrease, at least `||F - G(F)||^2`, that an accelerated one owes.
 _DECREASE = 0.1
-_SKETCH = 20230303
+SKETCH = 20230303
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _first(rank: int, L: Array, w: Array) -> Array:
     if rank >= n:
         F = root(columns @ columns.T)
         return jnp.concatenate([F, jnp.zeros((n, rank - n), F.dtype)], axis=1)
-    sketch = jax.random.normal(jax.random.key(_SKETCH), (n, rank), dtype=L.dtype)
+    sketch = jax.random.normal(jax.random.key(SKETCH), (n, rank), dtype=L.dtype)
     Q, _ = jnp.linalg.qr(columns @ (columns.T @ sketch))
     inside = Q.T @ columns
     return Q @ root(inside @ inside.T)
@@ -197,45 +197,97 @@ def _iterated(
     rtol: Array,
     max_steps: Array,
 ) -> tuple[Array, tuple[Array, ...]]:
-    """A fixed point by Anderson's method; with residual, value, evaluations, and how it ended."""
-    shape, dtype, m = F.shape, F.dtype, max(memory, 1)
-    nothing = jnp.zeros((m, F.size), dtype)
-    eps, tiny = jnp.finfo(dtype).eps, jnp.finfo(dtype).tiny
+    """A fixed point, with residual, value, evaluations, and how it ended."""
 
-    def unfinished(state):
-        x, _, norm, _, _, _, _, count = state
-        above = (norm > rtol * jnp.linalg.norm(x)) & jnp.isfinite(norm)
-        return (count == 0) | (above & (count < max_steps))
+    def unfinished(state: Iteration) -> Array:
+        return (state.evaluations == 0) | (state.unfinished(rtol) & (state.evaluations < max_steps))
 
-    def advance(state):
-        x, r, norm, value, dX, dR, used, count = state
-        gram = dR @ dR.T
-        damping = eps * jnp.trace(gram) + tiny
-        mixed = jnp.linalg.solve(gram + damping * jnp.eye(m, dtype=dtype), dR @ r)
-        proposed = x + r - mixed @ (dX + dR)
-        moved, lower = improved(proposed.reshape(shape))
-        new = moved.ravel() - proposed
-        # Up to rounding of the value. A step that is taken back leaves the plain one.
-        owed = _DECREASE * norm**2 - 10 * eps * (jnp.sum(x**2) + jnp.abs(value))
-        accepted = (lower <= value - owed) | (used == 0)
-        if memory:
-            slot = (jnp.arange(m)[:, None] == used % m) & (used > 0)
-            grown = (jnp.where(slot, proposed - x, dX), jnp.where(slot, new - r, dR))
-            dX, dR = (jnp.where(accepted, now, nothing) for now in grown)
-        reached = (proposed, new, jnp.linalg.norm(new), lower)
-        kept = [jnp.where(accepted, *pair) for pair in zip(reached, state[:4], strict=True)]
-        return *kept, dX, dR, jnp.where(accepted, used + 1, 0), count + 1
+    def advance(state: Iteration) -> Iteration:
+        F = state.proposal()
+        return state.after(F, *improved(F))
 
-    x, zero = F.ravel(), jnp.zeros((), jnp.result_type(int))
-    infinite = jnp.full((), jnp.inf, dtype)
     # The first evaluation is one of the loop, which is compiled once.
-    state = (x, jnp.zeros_like(x), infinite, infinite, nothing, nothing, zero, zero)
-    x, r, norm, value, *_, count = lax.while_loop(unfinished, advance, state)
-    reached = norm <= rtol * jnp.linalg.norm(x)
-    code = jnp.where(reached, 0.0, jnp.where(jnp.isfinite(norm), 1.0, 2.0))
+    end = lax.while_loop(unfinished, advance, Iteration.at(F, memory))
     # As floats: jax.lax.custom_root has no derivatives for integers beside the root.
-    ended = (r.reshape(shape), value, count.astype(dtype), code.astype(dtype))
-    return x.reshape(shape), ended
+    count, code = end.evaluations.astype(F.dtype), end.code(rtol).astype(F.dtype)
+    return end.point, (end.residual, end.value, count, code)
+
+
+class Iteration(NamedTuple):
+    """Anderson's method, one evaluation after another."""
+
+    point: Array
+    residual: Array
+    norm: Array
+    value: Array
+    steps: Array
+    """Differences of points that were evaluated one after the other, the oldest overwritten."""
+    changes: Array
+    """Those of their residuals."""
+    used: Array
+    evaluations: Array
+
+    @classmethod
+    def at(cls, F: Array, memory: int) -> "Iteration":
+        """Before the first evaluation; with `memory=0` the plain iteration."""
+        nothing = jnp.zeros((memory, *F.shape), F.dtype)
+        infinite, zero = jnp.full((), jnp.inf, F.dtype), jnp.zeros((), jnp.result_type(int))
+        return cls(F, jnp.zeros_like(F), infinite, infinite, nothing, nothing, zero, zero)
+
+    @property
+    def memory(self) -> int:
+        return len(self.steps)
+
+    def unfinished(self, rtol: ArrayLike) -> Array:
+        """Whether the residual is above a tolerance relative to the point, and a number."""
+        return (self.norm > rtol * jnp.linalg.norm(self.point)) & jnp.isfinite(self.norm)
+
+    def code(self, rtol: ArrayLike) -> Array:
+        """0 if the tolerance is reached, 2 if there is no number, else 1."""
+        return jnp.where(jnp.isfinite(self.norm), jnp.where(self.unfinished(rtol), 1, 0), 2)
+
+    @full_precision
+    def proposal(self) -> Array:
+        """Where to evaluate next."""
+        plain = self.point + self.residual
+        if not self.memory:
+            return plain
+        flat = self.changes.reshape(self.memory, -1)
+        gram = flat @ flat.T
+        eps, tiny = jnp.finfo(gram.dtype).eps, jnp.finfo(gram.dtype).tiny
+        damped = gram + (eps * jnp.trace(gram) + tiny) * jnp.eye(self.memory, dtype=gram.dtype)
+        mixed = jnp.linalg.solve(damped, flat @ self.residual.ravel())
+        return plain - jnp.tensordot(mixed, self.steps + self.changes, 1)
+
+    def after(self, F: Array, moved: Array, value: Array) -> "Iteration":
+        """After an evaluation at the proposal: what the plain iteration makes of it, and its value.
+
+        A proposal that lowers the value too little is taken back, and the next one is plain.
+        """
+        residual = moved - F
+        rounding = 10 * jnp.finfo(F.dtype).eps * (jnp.sum(F**2) + jnp.abs(value))
+        accepted = (value <= self.value - _DECREASE * self.norm**2 + rounding) | (self.used == 0)
+        steps, changes = self.steps, self.changes
+        if self.memory:
+            slot = jnp.arange(self.memory) == self.used % self.memory
+            slot = (slot & (self.used > 0))[:, None, None]
+            steps = jnp.where(slot, (F - self.point)[None], steps)
+            changes = jnp.where(slot, (residual - self.residual)[None], changes)
+        new = Iteration(
+            F,
+            residual,
+            jnp.linalg.norm(residual),
+            value,
+            steps,
+            changes,
+            self.used + 1,
+            self.evaluations + 1,
+        )
+        nothing = jnp.zeros_like(steps)
+        back = self._replace(
+            steps=nothing, changes=nothing, used=0 * self.used, evaluations=new.evaluations
+        )
+        return jax.tree.map(lambda yes, no: jnp.where(accepted, yes, no), new, back)
 
 
 def _gap(problem: Problem, scale: Array, w: Array, L: Array, F: Array, r: Array) -> Array:
