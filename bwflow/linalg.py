@@ -45,6 +45,19 @@ def after(tree: Any, *earlier: Array) -> Any:
     return jax.tree.map(lambda x: x + jnp.asarray(zero, x.dtype), tree)
 
 
+def settled(tree: Any) -> Any:
+    """The arrays; on a CPU not before they are computed.
+
+    Decompositions in a program that is still running may wait for those of the next one for good,
+    as they do within a program (see `after`).
+    """
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, Array)]
+    if all(map(_checks.is_concrete, arrays)):
+        on_cpu = any(device.platform == "cpu" for x in arrays for device in x.devices())
+        return jax.block_until_ready(tree) if on_cpu else tree
+    return tree
+
+
 @full_precision
 def frobenius_norm(operator: lx.AbstractLinearOperator) -> Array:
     """Frobenius norm, by a product with every unit vector unless the operator is a matrix."""

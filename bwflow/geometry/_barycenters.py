@@ -12,6 +12,7 @@ from bwflow import _checks
 from bwflow.geometry import _operands
 from bwflow.geometry._fixed_points import Problem, solved
 from bwflow.geometry._operands import Covariance, Factor, Operand
+from bwflow.linalg import settled
 
 
 class RESULTS(eqx.Enumeration):
@@ -305,8 +306,8 @@ def _found(
         centre = _centre(w, points)
     first_array = None if first is None else first.array
     kinds = (given.kind, "matrix" if first is None else first.kind)
-    F, objective, residual, gap, count, code = solved(
-        problem, kinds, given.array, w, scale, tolerance, steps, first_array
+    F, objective, residual, gap, count, code = settled(
+        solved(problem, kinds, given.array, w, scale, tolerance, steps, first_array)
     )
     found = ended(F, objective, residual, gap, count.astype(jnp.result_type(int)), code)
     return concluded(eqx.tree_at(lambda x: x.mean, found, centre, is_leaf=_nothing), throw)

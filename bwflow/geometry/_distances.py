@@ -15,7 +15,7 @@ from bwflow._types import Scalar
 from bwflow.geometry import _operands
 from bwflow.geometry._deviation import between, by_traces, procrustes
 from bwflow.geometry._operands import Covariance, Factor, Kind, as_roots
-from bwflow.linalg import full_precision, positive_power
+from bwflow.linalg import full_precision, positive_power, settled
 
 # Of a list of pairs, about as many numbers as are held of either side at once.
 _SOME_NUMBERS = 2**22
@@ -144,7 +144,7 @@ def pairwise_distances(
         batch_size = max(1, _SOME_NUMBERS // size)
     batch_size = _checks.positive_int("batch_size", batch_size)
     kinds = tuple(x.kind for x in given)
-    return _pairs(kinds, squared, batch_size, *(x.array for x in given))
+    return settled(_pairs(kinds, squared, batch_size, *(x.array for x in given)))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -286,7 +286,7 @@ def _statistics(
         return _operands.vector(f"{name}[0]", x[0], covariance), x[1]
     X = _checks.real_array(name, x, ndim=2)
     count = divisor(name, X.shape[0], ddof)
-    return _fitted(X, count)
+    return settled(_fitted(X, count))
 
 
 @jax.jit

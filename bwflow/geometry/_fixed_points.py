@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike
 from bwflow.geometry._deviation import aligned
 from bwflow.geometry._operands import Kind, as_root
 from bwflow.geometry._roots import root
-from bwflow.linalg import full_precision, symmetrize
+from bwflow.linalg import after, full_precision, symmetrize
 
 # The share of the plain step's decrease, at least `||F - G(F)||^2`, that an accelerated one owes.
 _DECREASE = 0.1
@@ -135,7 +135,7 @@ def average(problem: Problem, scale: Array, w: Array, L: Array, F: Array) -> tup
     else:
         value = w @ distances
     if problem.kind == "entropic":
-        value += scale * (jnp.sum(F**2) - 2 * jnp.linalg.slogdet(F)[1] - n)
+        value += scale * (jnp.sum(F**2) - 2 * jnp.linalg.slogdet(after(F, P))[1] - n)
     return (tall * jnp.repeat(w, m)[:, None]).T @ P.reshape(N * m, -1), value
 
 
@@ -296,13 +296,15 @@ def _gap(problem: Problem, scale: Array, w: Array, L: Array, F: Array, r: Array)
     nothing = jnp.full((), jnp.inf, F.dtype)
     if problem.kind == "median" or problem.rank < n:
         return nothing
-    inverse = jnp.linalg.pinv(F)
+    U, s, Vt = jnp.linalg.svd(F)
+    singular = s[-1] <= n * jnp.finfo(F.dtype).eps * s[0]
+    inverse = (Vt.T / jnp.where(singular, 1.0, s)[None, :]) @ U.T
     gamma = jnp.zeros_like(scale)
     half = -r
     if problem.kind == "entropic":
         # The step solved (1 + gamma) (F + r) - gamma (F + r)^{-T} = G.
         gamma, next_one = scale, F + r
-        G = (1 + gamma) * next_one - gamma * jnp.linalg.inv(next_one).T
+        G = (1 + gamma) * next_one - gamma * jnp.linalg.inv(after(next_one, s)).T
         half = (1 + gamma) * F - gamma * inverse.T - G
     least = jnp.linalg.eigvalsh(symmetrize(half @ inverse))[0]
     traces = w @ jnp.sum(L**2, axis=(1, 2))
@@ -310,4 +312,4 @@ def _gap(problem: Problem, scale: Array, w: Array, L: Array, F: Array, r: Array)
     reach = jnp.sqrt(traces) + jnp.sqrt(traces + 4 * (1 + gamma) * gamma * n)
     largest = (reach / (2 * (1 + gamma))) ** 2
     bound = jnp.maximum(jnp.vdot(half, F) + jnp.maximum(-least, 0) * largest, 0)
-    return jnp.where(jnp.linalg.matrix_rank(F) < n, nothing, bound)
+    return jnp.where(singular, nothing, bound)

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, DTypeLike, Float
 from bwflow import _checks
 from bwflow.covariances import Target, covariance_matrices
 from bwflow.geometry._roots import narrowed, root
-from bwflow.linalg import after, full_precision
+from bwflow.linalg import after, full_precision, settled
 
 Kind: TypeAlias = Literal["matrix", "factor"]
 
@@ -174,7 +174,7 @@ def mapped(
     ]
     kinds = tuple(x.kind for x in given)
     signature = ",".join(cores) + "->" + out
-    return _mapped(kernel, kinds, signature, tuple(options.items()), *arrays)
+    return settled(_mapped(kernel, kinds, signature, tuple(options.items()), *arrays))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))

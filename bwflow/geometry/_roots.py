@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from bwflow.linalg import full_precision, range_mask, range_svd, symmetrize
+from bwflow.linalg import after, full_precision, range_mask, range_svd, symmetrize
 
 
 def root(A: Float[Array, "n n"]) -> Float[Array, "n n"]:
@@ -54,7 +54,8 @@ def _(primals, tangents):
     L, whole = triangle(A)
     K = inverse(L, whole)
     C = symmetrize(dA) @ K.T
-    return (L, whole), (C - L @ (K @ C) / 2, jnp.zeros_like(whole))
+    # What follows from the root waits for the inverse, see `bwflow.linalg.after`.
+    return (after(L, K), whole), (C - L @ (K @ C) / 2, jnp.zeros_like(whole))
 
 
 @jax.custom_jvp

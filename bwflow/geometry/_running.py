@@ -10,7 +10,7 @@ from bwflow.geometry import _operands
 from bwflow.geometry._barycenters import counted, listed
 from bwflow.geometry._fixed_points import Problem, average
 from bwflow.geometry._operands import Covariance, Factor, Kind, as_root
-from bwflow.linalg import full_precision
+from bwflow.linalg import full_precision, settled
 
 
 class RunningBarycenter(eqx.Module):
@@ -96,7 +96,7 @@ class RunningBarycenter(eqx.Module):
                 f"got shape {given.array.shape}."
             )
         w = counted(weights, mask, given)
-        factor, weight = _moved(given.kind, self.factor, self.weight, given.array, w)
+        factor, weight = settled(_moved(given.kind, self.factor, self.weight, given.array, w))
         return eqx.tree_at(lambda x: (x.factor, x.weight), self, (factor, weight))
 
 
