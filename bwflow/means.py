@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +20,7 @@ from bwflow.geometry.streaming import Iteration, contribution, finished, sketch,
 _VERSION = "means-1"
 
 
+@runtime_checkable
 class Blocks(Protocol):
     """Covariances in blocks: `blocks[i]` are factors of some, `N_i x n x m`."""
 

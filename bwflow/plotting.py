@@ -1,6 +1,7 @@
 """Pictures of trajectories and sweeps, by matplotlib."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +10,8 @@ from jaxtyping import ArrayLike
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bwflow import _checks
+from bwflow import _checks, geometry
+from bwflow.geometry import Covariance
 
 # Okabe and Ito's colours without yellow: told apart with any colour vision, and in print.
 _COLOURS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00")
@@ -247,10 +249,133 @@ def _draw_set(ax: Axes, X: np.ndarray, label: str, index: int) -> None:
     shown = X[:: -(-len(X) // _POINTS)]
     size = np.clip(80 / np.sqrt(len(shown)), 2, 5)
     ax.plot(*shown.T, "o", color=colour, alpha=0.4, markersize=size, mew=0, rasterized=True)
-    variances, vectors = np.linalg.eigh(np.cov(X, rowvar=False, ddof=0))
+    # Above the points of every set.
+    outline = _outline(np.cov(X, rowvar=False, ddof=0), X.mean(axis=0))
+    ax.plot(*outline, dash, color=colour, linewidth=1.4, label=label, zorder=3)
+
+
+def _outline(covariance: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Two standard deviations around a mean, in every direction."""
+    variances, vectors = np.linalg.eigh(covariance)
     angle = np.linspace(0, 2 * np.pi, 200)
     circle = np.stack([np.cos(angle), np.sin(angle)])
     radii = 2 * np.sqrt(np.maximum(variances, 0))
-    ellipse = X.mean(axis=0)[:, None] + vectors @ (radii[:, None] * circle)
-    # Above the points of every set.
-    ax.plot(*ellipse, dash, color=colour, linewidth=1.4, label=label, zorder=3)
+    return mean[:, None] + vectors @ (radii[:, None] * circle)
+
+
+def ellipses(
+    covariances: Covariance,
+    *,
+    means: ArrayLike | None = None,
+    ax: Axes | None = None,
+    spacing: float | None = None,
+    **style: Any,
+) -> Axes:
+    """Covariances of size 2 as ellipses of two standard deviations; of rank 1 as segments.
+
+    Parameters
+    ----------
+    covariances
+        One or a list of them, matrices or a `Factor`, such as points of a geodesic.
+    means
+        Their centres, one for each. By default the origin, or a row to the right.
+    ax
+        Axes to draw into; the current ones by default.
+    spacing
+        Distance of centres in a row, if there are no `means`; 0 by default.
+    style
+        Keywords of `matplotlib.axes.Axes.plot`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes, of equal scales.
+
+    Raises
+    ------
+    ValueError
+        If the covariances are not of size 2, there is not a mean for each, or `ax` is none of
+        matplotlib's.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bwflow import geometry, plotting
+    >>> A, B = jnp.diag(jnp.array([4.0, 1.0])), jnp.diag(jnp.array([1.0, 0.0]))
+    >>> ax = plotting.ellipses(geometry.geodesic(A, B, jnp.linspace(0, 1, 5)), spacing=6.0)
+    >>> len(ax.lines)
+    5
+    """
+    _checks.instance("ax", ax, (Axes, type(None)), "an Axes of matplotlib or None")
+    operand = geometry.matrices("covariances", covariances)
+    shown = np.asarray(operand, float).reshape(-1, *operand.shape[-2:])
+    if shown.shape[1:] != (2, 2):
+        raise ValueError(f"covariances must be of size 2; got shape {operand.shape}.")
+    if means is None:
+        centres = (spacing or 0.0) * np.arange(len(shown))[:, None] * np.array([[1.0, 0.0]])
+    else:
+        centres = np.asarray(_checks.seen("means", means), float).reshape(-1, 2)
+        if len(centres) != len(shown):
+            raise ValueError(f"means must be one for each covariance; got {len(centres)}.")
+    ax = plt.gca() if ax is None else ax
+    style = {"color": _COLOURS[1], "linewidth": 1.4} | style
+    for covariance, mean in zip(shown, centres, strict=True):
+        ax.plot(*_outline(covariance, mean), **style)
+    ax.set_aspect("equal")
+    return ax
+
+
+def geodesic_spectra(
+    A: Covariance, B: Covariance, *, ax: Axes | None = None, points: int = 101
+) -> Axes:
+    """Standard deviations along the geodesic from `A` to `B`: roots of the eigenvalues against `t`.
+
+    Dashed beside them those of the straight line `(1 - t) A + t B`, which swells.
+
+    Parameters
+    ----------
+    A, B
+        Covariances, as for `bwflow.bures_wasserstein`.
+    ax
+        Axes to draw into; the current ones by default.
+    points
+        Number of times.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
+
+    Raises
+    ------
+    ValueError
+        If these are no single covariances of one size, `points` is not positive, or `ax` is none of
+        matplotlib's.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bwflow import plotting
+    >>> ax = plotting.geodesic_spectra(jnp.eye(2), 4.0 * jnp.eye(2), points=5)
+    >>> float(ax.lines[0].get_ydata()[-1])
+    2.0
+    """
+    _checks.instance("ax", ax, (Axes, type(None)), "an Axes of matplotlib or None")
+    t = np.linspace(0, 1, _checks.positive_int("points", points))
+    ends = [np.asarray(geometry.matrices(name, x), float) for name, x in (("A", A), ("B", B))]
+    for name, end in zip("AB", ends, strict=True):
+        if end.ndim != 2:
+            raise ValueError(f"{name} must be one covariance; got shape {end.shape}.")
+    curve = np.asarray(geometry.matrices("geodesic", geometry.geodesic(A, B, t)), float)
+    line = (1 - t)[:, None, None] * ends[0] + t[:, None, None] * ends[1]
+    ax = plt.gca() if ax is None else ax
+    for along, dash, colour, label in (
+        (curve, "-", _COLOURS[1], "geodesic"),
+        (line, "--", _COLOURS[3], "straight line"),
+    ):
+        deviations = np.sqrt(np.maximum(np.linalg.eigvalsh(along), 0))[:, ::-1]
+        for k, values in enumerate(deviations.T):
+            ax.plot(t, values, dash, color=colour, linewidth=1.4, label=label if k == 0 else None)
+    ax.set(xlabel="t", ylabel="standard deviation")
+    ax.legend(frameon=False)
+    return ax

@@ -17,10 +17,13 @@ from bwflow.geometry._distances import frechet_distance as frechet_distance
 from bwflow.geometry._distances import gaussian_wasserstein as gaussian_wasserstein
 from bwflow.geometry._distances import pairwise_distances as pairwise_distances
 from bwflow.geometry._maps import geodesic as geodesic
+from bwflow.geometry._maps import interpolate as interpolate
 from bwflow.geometry._maps import optimal_coupling as optimal_coupling
 from bwflow.geometry._maps import transport as transport
 from bwflow.geometry._maps import transport_map as transport_map
+from bwflow.geometry._operands import Covariance as Covariance
 from bwflow.geometry._operands import Factor as Factor
+from bwflow.geometry._operands import matrices as matrices
 from bwflow.geometry._running import RunningBarycenter as RunningBarycenter
 from bwflow.geometry._tangents import exp as exp
 from bwflow.geometry._tangents import injectivity_radius as injectivity_radius

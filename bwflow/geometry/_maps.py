@@ -1,11 +1,12 @@
 """Optimal maps and couplings of two covariances, and the geodesic between them."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from bwflow import _checks
 from bwflow.geometry import _operands
 from bwflow.geometry._deviation import aligned, deviation
 from bwflow.geometry._operands import Covariance, Factor, Kind, Operand, as_roots
@@ -203,6 +204,60 @@ def geodesic(A: Covariance, B: Covariance, t: ArrayLike) -> Float[Array, "*batch
     given = _operands.operands(A=A, B=B)
     times = _operands.number("t", t, given, minimum=0.0, maximum=1.0)
     return _joined(given, _between, [(times, "()")])
+
+
+def interpolate(
+    covariances: Covariance, times: ArrayLike, t: ArrayLike
+) -> Float[Array, "*batch n n"] | Factor:
+    """Covariances at given times, joined by geodesics and asked for at others.
+
+    Parameters
+    ----------
+    covariances
+        A list of `N`, `N x n x n` or a `Factor` of `N x n x k`.
+    times
+        Their times, `N` increasing numbers.
+    t
+        Times to interpolate at, between the first and the last.
+
+    Returns
+    -------
+    Array or Factor
+        As `geodesic` does, for each `t`.
+
+    Raises
+    ------
+    ValueError
+        As `geodesic` does; if `times` are not `N`, two or more, increasing numbers, or `t` is
+        outside of them.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> variances = jnp.array([1.0, 9.0, 1.0])[:, None, None]
+    >>> print(bw.geometry.interpolate(variances, jnp.arange(3.0), jnp.array([0.5, 2.0])).ravel())
+    [4. 1.]
+    """
+    given = _operands.operand("covariances", covariances)
+    dtype = given.array.dtype
+    knots = jnp.asarray(_checks.numbers("times", times, dtype, ndim=1, increasing=True))
+    if given.array.ndim != 3 or len(knots) != len(given.array) or len(knots) < 2:
+        raise ValueError(
+            "covariances and times must be two or more of each, as many of one as of the other; "
+            f"got shapes {given.array.shape} and {knots.shape}."
+        )
+    bounds: dict[str, Any] = {}
+    if _checks.is_concrete(knots):
+        bounds = {"minimum": float(knots[0]), "maximum": float(knots[-1])}
+    asked = jnp.asarray(_checks.numbers("t", t, dtype, **bounds))
+    before = jnp.clip(jnp.searchsorted(knots, asked, side="right") - 1, 0, len(knots) - 2)
+    share = (asked - knots[before]) / (knots[before + 1] - knots[before])
+    ends = (
+        _operands.Operand(name, given.array[i], given.kind)
+        for name, i in (("before", before), ("after", before + 1))
+    )
+    return _joined([*ends], _between, [(share, "()")])
 
 
 def _between(kinds: tuple[Kind, ...], A: Array, B: Array, t: Array) -> Array:

@@ -76,6 +76,21 @@ class Operand:
         return self.array.shape[-2]
 
 
+def matrices(name: str, x: Covariance) -> Float[Array, "*batch n n"]:
+    """Covariances as matrices, whatever they came as.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bwflow import geometry
+    >>> print(geometry.matrices("A", geometry.Factor(jnp.array([[2.0], [0.0]]))))
+    [[4. 0.]
+     [0. 0.]]
+    """
+    given = operand(name, x)
+    return Factor(given.array).covariance if given.kind == "factor" else given.array
+
+
 def operand(name: str, x: Covariance) -> Operand:
     """A covariance, refused where it is seen not to be one."""
     if isinstance(x, Factor | Target):
