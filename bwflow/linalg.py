@@ -5,6 +5,7 @@ with Sylvester equations, in whose solutions only *sums* of singular values occu
 equation is a `lax.custom_linear_solve`, which can be differentiated to any order in any mode.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
 
@@ -43,6 +44,22 @@ def after(tree: Any, *earlier: Array) -> Any:
     """
     zero = sum((0 * jnp.sum(jnp.where(jnp.isfinite(x), x, 0)) for x in earlier), start=0.0)
     return jax.tree.map(lambda x: x + jnp.asarray(zero, x.dtype), tree)
+
+
+def where_needed(needed: Array, function: Callable, arguments: Any, otherwise: Any) -> Any:
+    """`function(*arguments)` where it is needed, else what there is already.
+
+    It is computed if a member of the batch needs it: a loop that runs once or never, where
+    `lax.cond` would compute it for everyone under `vmap`. The arguments are handed on by the loop
+    and changed: XLA moves out of it what does not change.
+    """
+
+    def compute(state):
+        arguments, _, done = state
+        return jax.tree.map(jnp.zeros_like, arguments), function(*arguments), ~done
+
+    state = (arguments, otherwise, ~needed)
+    return lax.while_loop(lambda state: ~state[2], compute, state)[1]
 
 
 def settled(tree: Any) -> Any:

@@ -14,7 +14,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from bwflow.geometry._roots import inverse, root_and_inverse, triangle
-from bwflow.linalg import after, full_precision, polar, symmetrize
+from bwflow.linalg import after, full_precision, polar, symmetrize, where_needed
 
 # Sizes up to which polar factors are computed by products on a CPU too; up to which sums of
 # singular values are; and up to which squared distances are, without a look at those.
@@ -70,14 +70,14 @@ def procrustes(F: Array, G: Array) -> Array:
     if min(F.shape[1], G.shape[1]) <= _DIRECT:
         return _residual(aligned(F, G), F, G)
 
-    # Where little cancels, singular values are enough. The loop runs if a pair needs it.
-    def attempt(state):
-        F, G, _, wanted = state
-        return F, G, _residual(aligned(F, G), F, G), jnp.zeros_like(wanted)
-
+    # Where little cancels, singular values are enough.
     value = by_traces(F, G)
-    state = (F, G, value, value <= _CANCELLING * (jnp.sum(F**2) + jnp.sum(G**2)))
-    return lax.while_loop(lambda state: state[3], attempt, state)[2]
+    cancels = value <= _CANCELLING * (jnp.sum(F**2) + jnp.sum(G**2))
+
+    def accurately(F: Array, G: Array) -> Array:
+        return _residual(aligned(F, G), F, G)
+
+    return where_needed(cancels, accurately, (after(F, value), G), value)
 
 
 @procrustes.defjvp
@@ -131,16 +131,16 @@ def _solution(A: Array, B: Array) -> tuple[Array, Array, Array]:
     L, L_whole = triangle(A)
     M, M_whole = triangle(after(B, L))
     value = procrustes(L, M)
-    P = aligned(L, M)
-    K = inverse(after(L, P), L_whole)
-    N = inverse(after(M, K), M_whole)
     close = value <= _CLOSE * (jnp.trace(A) + jnp.trace(B))
     X, known = _from_equation(A, B, L, L_whole, close)
+    P = aligned(after(L, X), M)
+    K = inverse(after(L, P), L_whole)
+    N = inverse(after(M, K), M_whole)
     onto, back = (M @ P - L) @ K, (L @ P.T - M) @ N
     return (
         jnp.where(known, jnp.sum((X @ L) ** 2), value),
         jnp.where(known, X, symmetrize(2 * onto - L @ (K @ onto))),
-        jnp.where(known, _inverted(X), symmetrize(2 * back - M @ (N @ back))),
+        jnp.where(known, _inverted(after(X, N)), symmetrize(2 * back - M @ (N @ back))),
     )
 
 
@@ -203,31 +203,26 @@ def _from_equation(
     A: Array, B: Array, L: Array, whole: Array, wanted: Array
 ) -> tuple[Array, Array]:
     """`X` by iteration of its equation, and whether it was close enough for that."""
-    eps = jnp.finfo(A.dtype).eps
+    otherwise = (jnp.zeros_like(A), jnp.zeros_like(wanted))
+    return where_needed(wanted, _by_equation, (A, B, L, whole), otherwise)
 
-    # The loop runs if a pair of the batch needs it.
-    def attempt(state):
-        A, B, L, _, _, _ = state
-        K = inverse(L, whole)
-        D = B - A
-        small = (whole > 0) & (jnp.sum((K @ D @ K.T) ** 2) <= _SMALL_CHANGE**2)
-        values, Q = jnp.linalg.eigh(after(A, K))
-        sums = jnp.where(small, values[:, None] + values[None, :], 1.0)
-        scale = jnp.max(jnp.abs(D))
 
-        def unfinished(state):
-            _, R, step = state
-            return small & (step < _MOST_STEPS) & (jnp.max(jnp.abs(R)) > 0.5 * eps * scale)
+def _by_equation(A: Array, B: Array, L: Array, whole: Array) -> tuple[Array, Array]:
+    K, D, eps = inverse(L, whole), B - A, jnp.finfo(A.dtype).eps
+    small = (whole > 0) & (jnp.sum((K @ D @ K.T) ** 2) <= _SMALL_CHANGE**2)
+    values, Q = jnp.linalg.eigh(after(A, K))
+    sums = jnp.where(small, values[:, None] + values[None, :], 1.0)
+    scale = jnp.max(jnp.abs(D))
 
-        def advance(state):
-            X, R, step = state
-            X += Q @ ((Q.T @ R @ Q) / sums) @ Q.T
-            XA = X @ A
-            return X, D - (XA + XA.T + XA @ X), step + 1
+    def unfinished(state):
+        _, R, step = state
+        return small & (step < _MOST_STEPS) & (jnp.max(jnp.abs(R)) > 0.5 * eps * scale)
 
-        X, _, _ = lax.while_loop(unfinished, advance, (jnp.zeros_like(A), D, 0))
-        return A, B, L, symmetrize(X), small, jnp.zeros_like(wanted)
+    def advance(state):
+        X, R, step = state
+        X += Q @ ((Q.T @ R @ Q) / sums) @ Q.T
+        XA = X @ A
+        return X, D - (XA + XA.T + XA @ X), step + 1
 
-    state = (A, B, L, jnp.zeros_like(A), jnp.zeros_like(wanted), wanted)
-    _, _, _, X, known, _ = lax.while_loop(lambda state: state[5], attempt, state)
-    return X, known
+    X, _, _ = lax.while_loop(unfinished, advance, (jnp.zeros_like(A), D, 0))
+    return symmetrize(X), small

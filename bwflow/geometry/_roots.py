@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from bwflow.linalg import after, full_precision, range_mask, range_svd, symmetrize
+from bwflow.linalg import (
+    after,
+    full_precision,
+    range_mask,
+    range_svd,
+    symmetrize,
+    where_needed,
+)
 
 
 def root(A: Float[Array, "n n"]) -> Float[Array, "n n"]:
@@ -34,16 +41,13 @@ def triangle(A: Array) -> tuple[Array, Array]:
     pivots = jnp.diagonal(L) ** 2
     whole = jnp.all(pivots > n * eps * jnp.max(jnp.diagonal(A)))  # false for NaN
 
-    # The loop runs if a matrix of the batch needs it.
-    def by_eigenpairs(state):
-        A, _, _ = state
-        values, vectors = jnp.linalg.eigh(A)
-        values = jnp.where(range_mask(values, n), values, 0.0)
-        return A, vectors * jnp.sqrt(values)[None, :], jnp.zeros_like(whole)
+    return where_needed(~whole, _by_eigenpairs, (A,), L), whole.astype(A.dtype)
 
-    state = (A, jnp.where(whole, L, A), ~whole)
-    L = lax.while_loop(lambda state: state[2], by_eigenpairs, state)[1]
-    return L, whole.astype(A.dtype)
+
+def _by_eigenpairs(A: Array) -> Array:
+    values, vectors = jnp.linalg.eigh(A)
+    values = jnp.where(range_mask(values, len(A)), values, 0.0)
+    return vectors * jnp.sqrt(values)[None, :]
 
 
 @triangle.defjvp
