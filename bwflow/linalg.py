@@ -159,7 +159,7 @@ def _polar_factor(Y: Float[Array, "m q"], method: Method) -> Float[Array, "m q"]
 def _(method, primals, tangents):
     (Y,), (Z,) = primals, tangents
     P = _polar_factor(Y, method)
-    return P, _solve_moduli(Y, P, Z - P @ Z.T @ P)
+    return P, _solve_moduli(after(Y, P), P, Z - P @ Z.T @ P)
 
 
 def _reciprocal(x: Array) -> Array:

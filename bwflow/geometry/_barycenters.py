@@ -155,7 +155,7 @@ def barycenter(
      [0. 4.]]
     """
     given = listed(covariances, mask)
-    scale = _operands.number("entropy", entropy, [], dtype=given.array.dtype, ndim=0, minimum=0.0)
+    scale = _checks.scalar("entropy", entropy, given.array.dtype, minimum=0.0)
     penalised = not _checks.is_concrete(scale) or bool(np.any(np.asarray(scale)))
     kind = "entropic" if penalised else "mean"
     control = (weights, mask, means, rank, start, rtol, max_steps, memory)
@@ -216,7 +216,7 @@ def geometric_median(
     """
     given = listed(covariances, mask)
     dtype = given.array.dtype
-    scale = _operands.number("smoothing", smoothing, [], dtype=dtype, ndim=0, positive=True)
+    scale = _checks.scalar("smoothing", smoothing, dtype, positive=True)
     control = (weights, mask, None, rank, start, rtol, max_steps, memory)
     return _found("median", given, scale, control, throw)
 
@@ -281,7 +281,7 @@ def counted(weights: ArrayLike | None, mask: ArrayLike | None, given: Operand) -
 def _found(
     kind: Literal["mean", "entropic", "median"],
     given: Operand,
-    scale: Array,
+    scale: Array | np.ndarray,
     control: tuple,
     throw: bool,
 ) -> Barycenter:
@@ -307,7 +307,7 @@ def _found(
     first_array = None if first is None else first.array
     kinds = (given.kind, "matrix" if first is None else first.kind)
     F, objective, residual, gap, count, code = settled(
-        solved(problem, kinds, given.array, w, scale, tolerance, steps, first_array)
+        solved(problem, kinds, given.array, w, jnp.asarray(scale), tolerance, steps, first_array)
     )
     found = ended(F, objective, residual, gap, count.astype(jnp.result_type(int)), code)
     return concluded(eqx.tree_at(lambda x: x.mean, found, centre, is_leaf=_nothing), throw)

@@ -121,10 +121,18 @@ def deviation(A: Array, B: Array) -> Array:
     return _solution(A, B)[1]
 
 
+def mapping(A: Array, B: Array) -> Array:
+    """The optimal map itself, `X + R`."""
+    _, X, _, R = _solution(A, B)
+    return X + R
+
+
 @jax.custom_jvp
 @full_precision
-def _solution(A: Array, B: Array) -> tuple[Array, Array, Array]:
-    """Squared distance and deviations of the maps both ways; what is not asked for costs nothing.
+def _solution(A: Array, B: Array) -> tuple[Array, Array, Array, Array]:
+    """Squared distance, deviations of the maps both ways, and the projection on `A`'s range.
+
+    What is not asked for costs nothing.
 
     Each decomposition waits for the one before it, see `bwflow.linalg.after`.
     """
@@ -141,6 +149,7 @@ def _solution(A: Array, B: Array) -> tuple[Array, Array, Array]:
         jnp.where(known, jnp.sum((X @ L) ** 2), value),
         jnp.where(known, X, symmetrize(2 * onto - L @ (K @ onto))),
         jnp.where(known, _inverted(after(X, N)), symmetrize(2 * back - M @ (N @ back))),
+        jnp.where(L_whole > 0, jnp.eye(len(A), dtype=A.dtype), L @ K),
     )
 
 
@@ -150,23 +159,27 @@ def _(primals, tangents):
     """`T A dX + dX A T = dB - T dA T`, written without the difference of what nearly coincides."""
     A, B = primals
     dA, dB = (_tangent(d) for d in tangents)
-    value, X, Z = solution = _solution(A, B)
+    value, X, Z, R = solution = _solution(A, B)
     slope = jnp.zeros_like(value)
     if dA is not None:
         slope -= jnp.vdot(X, dA)
     if dB is not None:
         slope -= jnp.vdot(Z, dB)
-    dX = _deviation_tangent(X, after(A, X), dA, dB)
-    dZ = _deviation_tangent(Z, after(B, dX), dB, dA)
-    return solution, (slope, dX, dZ)
+    L, K = root_and_inverse(after(A, X))
+    dX = _deviation_tangent(X, L, K, dA, dB)
+    dZ = _deviation_tangent(Z, *root_and_inverse(after(B, dX)), dB, dA)
+    dR = jnp.zeros_like(R)
+    if dA is not None:
+        turned = (dA - R @ dA) @ K.T @ K
+        dR = turned + turned.T
+    return solution, (slope, dX, dZ, dR)
 
 
 def _tangent(d) -> Array | None:
     return None if isinstance(d, SymbolicZero) else symmetrize(d)
 
 
-def _deviation_tangent(X: Array, A: Array, dA: Array | None, dB: Array | None) -> Array:
-    L, K = root_and_inverse(A)
+def _deviation_tangent(X: Array, L: Array, K: Array, dA: Array | None, dB: Array | None) -> Array:
     C = jnp.zeros_like(X)
     if dB is not None:
         C += dB

@@ -114,7 +114,7 @@ def _first(rank: int, L: Array, w: Array) -> Array:
 def _step(problem: Problem, scale: Array, w: Array, L: Array, F: Array) -> tuple[Array, Array]:
     """The next factor, and the objective at this one."""
     G, value = average(problem, scale, w, L, F)
-    return (_shrunk(G, scale) if problem.kind == "entropic" else G), value
+    return (_shrunk(after(G, value), scale) if problem.kind == "entropic" else G), value
 
 
 def average(problem: Problem, scale: Array, w: Array, L: Array, F: Array) -> tuple[Array, Array]:
@@ -170,7 +170,7 @@ def _half_gradient(problem: Problem, scale: Array, w: Array, L: Array, F: Array)
     """Of the objective in `F`; of a median that of it divided by the sum of its weights."""
     G, _ = average(problem, scale, w, L, F)
     if problem.kind == "entropic":
-        return (1 + scale) * F - scale * jnp.linalg.inv(F).T - G
+        return (1 + scale) * F - scale * jnp.linalg.inv(after(F, G)).T - G
     return F - G
 
 

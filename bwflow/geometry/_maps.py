@@ -8,9 +8,9 @@ from jaxtyping import Array, ArrayLike, Float
 
 from bwflow import _checks
 from bwflow.geometry import _operands
-from bwflow.geometry._deviation import aligned, deviation
+from bwflow.geometry._deviation import aligned, mapping
 from bwflow.geometry._operands import Covariance, Factor, Kind, Operand, as_roots
-from bwflow.geometry._roots import projection, pseudo_inverse
+from bwflow.geometry._roots import pseudo_inverse
 from bwflow.linalg import after
 
 
@@ -64,10 +64,10 @@ def transport_map(A: Covariance, B: Covariance) -> Float[Array, "*batch n n"]:
 
 def _map(kinds: tuple[Kind, ...], A: Array, B: Array) -> Array:
     if kinds == ("matrix", "matrix"):
-        return deviation(A, B) + projection(A)
+        return mapping(A, B)
     F, G = as_roots(kinds, A, B)
-    P = aligned(F, G)
-    K = pseudo_inverse(after(F, P))
+    K = pseudo_inverse(F)
+    P = aligned(after(F, K), G)
     onto = (G @ P) @ K
     return onto + onto.T - (onto.T @ F) @ K
 
@@ -115,8 +115,8 @@ def _moved(kinds: tuple[Kind, ...], A: Array, B: Array, X: Array) -> Array:
     if kinds == ("matrix", "matrix"):
         return X @ _map(kinds, A, B)
     F, G = as_roots(kinds, A, B)
-    P = aligned(F, G)
-    K = pseudo_inverse(after(F, P))
+    K = pseudo_inverse(F)
+    P = aligned(after(F, K), G)
     inside = X @ K.T
     across = (X @ G) @ P
     return inside @ (G @ P).T + (across - (inside @ (F.T @ G)) @ P) @ K

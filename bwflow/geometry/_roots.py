@@ -28,7 +28,8 @@ def root(A: Float[Array, "n n"]) -> Float[Array, "n n"]:
 def root_and_inverse(A: Float[Array, "n n"]) -> tuple[Array, Array]:
     """`root(A)` and its pseudo-inverse."""
     L, whole = triangle(A)
-    return L, inverse(L, whole)
+    K = inverse(L, whole)
+    return after(L, K), K
 
 
 @jax.custom_jvp

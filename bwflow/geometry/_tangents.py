@@ -315,7 +315,7 @@ def parallel_transport(
 def _transported(kinds: tuple[Kind, ...], A: Array, B: Array, V: Array, *, num_steps: int) -> Array:
     F = A if kinds[0] == "factor" else root(A)
     G = as_root(after(B, F), kinds[1])
-    Z = V if kinds[0] == "factor" else symmetric_sylvester(A, symmetrize(V)) @ F
+    Z = V if kinds[0] == "factor" else symmetric_sylvester(after(A, G), symmetrize(V)) @ F
     velocity = G @ aligned(F, after(G, Z)) - F
 
     def rate(t, Z, _):
