@@ -189,8 +189,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, On
         w = _inputs.weights("sample_weight", sample_weight, X)
         if np.sum(w > 0) < K:
             raise ValueError(
-                f"X must hold {K} matrices of positive weight, as n_clusters says; "
-                f"got {np.sum(w > 0)}."
+                f"X must hold as many matrices as n_clusters says, {K}, whose sample_weight is "
+                f"not zero; got {np.sum(w > 0)}."
             )
         return w
 

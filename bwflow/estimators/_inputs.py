@@ -74,9 +74,7 @@ def covariances(name: str, X: ArrayLike, *, size: int | None = None) -> Float[np
 
 def labels(name: str, y: Any, X: np.ndarray) -> np.ndarray:
     """One label for each matrix."""
-    if y is None:
-        raise ValueError(f"{name} must be given, a label for each matrix of X; got None.")
-    found = column_or_1d(y)
+    found = column_or_1d(y, warn=True)
     if len(found) != len(X):
         raise ValueError(
             f"{name} must have {len(X)} entries, one for each matrix of X; got {len(found)}."

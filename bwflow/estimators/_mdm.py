@@ -8,6 +8,7 @@ from scipy.special import softmax
 from sklearn.base import ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.multiclass import check_classification_targets
 
+from bwflow import _checks
 from bwflow.estimators import _computing, _inputs
 from bwflow.estimators._inputs import METRIC, OnMatrices
 
@@ -105,8 +106,8 @@ class MDM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, On
         totals = np.bincount(groups, w)
         if not np.all(totals > 0):
             raise ValueError(
-                "sample_weight must leave every class some weight; it is 0 for all of "
-                f"{classes[totals == 0].tolist()}."
+                "sample_weight must not be zero for all of a class; it is for "
+                f"{_checks.shown(classes[totals == 0].tolist())}."
             )
         self.classes_, self.weights_ = classes, totals
         self.means_ = self._barycenters(X, groups, w)
@@ -209,6 +210,8 @@ class MDM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, On
 
 
 def _labels(y: Any, X: np.ndarray) -> np.ndarray:
+    if y is None:
+        raise ValueError("MDM requires y to be passed, but the target y is None.")
     y = _inputs.labels("y", y, X)
     check_classification_targets(y)
     return y

@@ -89,7 +89,7 @@ class TangentSpace(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnMatrices
         X = self._given(X)
         w = _inputs.weights("sample_weight", sample_weight, X)
         if not np.any(w):
-            raise ValueError("sample_weight must be positive somewhere; all are 0.")
+            raise ValueError("sample_weight must not be zero for all matrices; it is.")
         group = np.zeros(len(X), int)
         [self.reference_] = _computing.barycenters(
             X, group, w, rtol=self.rtol, max_steps=self.max_steps
