@@ -4,6 +4,7 @@ They compute in the precision of what they get, whatever that of the run is.
 """
 
 import pickle
+import re
 import warnings
 
 import jax
@@ -13,13 +14,12 @@ import sklearn
 from helpers import assert_close
 from sklearn.base import clone
 from sklearn.covariance import ledoit_wolf, oas
-from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError, SkipTestWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
-import bwflow as bw
 from bwflow.estimators import (
     MDM,
     BarycenterAlignment,
@@ -92,7 +92,7 @@ singular_too = pytest.mark.parametrize("singular", [False, True], ids=["regular"
 def test_mdm_has_the_barycenters_and_the_nearest_of_them(singular):
     X = two_classes(singular)
     mdm = MDM().fit(X, Y)
-    means = np.stack([barycenter(inside(X[Y == name], singular)) for name in ("left", "right")])
+    means = np.stack([barycenter(inside(X[name == Y], singular)) for name in ("left", "right")])
     assert mdm.classes_.tolist() == ["left", "right"]
     assert mdm.weights_.tolist() == [N, N]
     assert_close(inside(mdm.means_, singular), means, 1e-7)
@@ -387,14 +387,86 @@ def fitted(estimator, dtype=np.float64, singular=False):
     return found, X, found.transform(X)
 
 
+# What scikit-learn checks without data, or of the refusal of data, and so of any estimator.
+WITHOUT_DATA = {
+    "check_complex_data",
+    "check_do_not_raise_errors_in_init_or_set_params",
+    "check_estimator_cloneable",
+    "check_estimator_repr",
+    "check_estimator_sparse_array",
+    "check_estimator_sparse_matrix",
+    "check_estimator_sparse_tag",
+    "check_estimator_tags_renamed",
+    "check_estimators_empty_data_messages",
+    "check_fit1d",
+    "check_get_params_invariance",
+    "check_mixin_order",
+    "check_no_attributes_set_in_init",
+    "check_parameters_default_constructible",
+    "check_set_params",
+    "check_valid_tag_types",
+}
+
+
+@pytest.mark.parametrize("estimator", ALL, ids=NAMES)
+def test_what_scikit_learn_checks_holds_or_fails_for_its_data_of_two_dimensions(estimator):
+    """It has no checks with arrays of three dimensions, and lists none for estimators of these.
+
+    With a tag that claims otherwise every check that gives data has to end in the refusal of them.
+    """
+    with pytest.warns(SkipTestWarning, match="Can't test estimator"):
+        assert [run["check_name"] for run in check_estimator(estimator)] == [
+            "check_estimator_cloneable"
+        ]
+
+    class Claims(type(estimator)):
+        def __sklearn_tags__(self):
+            tags = super().__sklearn_tags__()
+            tags.input_tags.two_d_array = True
+            return tags
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        claims = Claims(**estimator.get_params())
+        runs = check_estimator(claims, on_skip=None, on_fail=None)
+    passed = {run["check_name"] for run in runs if run["status"] == "passed"}
+    assert passed >= WITHOUT_DATA
+    failed = [run for run in runs if run["status"] == "failed"]
+    assert len(failed) >= 20
+    for run in failed:
+        assert refused_for_dimensions(run), run
+
+
+# Those that look for a sentence in the refusal, or hide it.
+OF_SENTENCES = {
+    "check_all_zero_sample_weights_error",
+    "check_classifiers_one_label",
+    "check_classifiers_one_label_sample_weights",
+    "check_classifiers_regression_target",
+    "check_fit2d_1feature",
+    "check_fit2d_1sample",
+    "check_positive_only_tag_during_fit",
+    "check_requires_y_none",
+    "check_sample_weights_pandas_series",
+}
+
+
+def refused_for_dimensions(run):
+    error = run["exception"]
+    while error is not None:
+        if re.search(r"X must be (covariances|signals), .*; got shape \(\d+, \d+\)", str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return run["check_name"] in OF_SENTENCES
+
+
 @pytest.mark.parametrize("estimator", ALL, ids=NAMES)
 def test_copies_and_pickles_do_the_same(estimator):
     found, X, transformed = fitted(estimator)
     assert np.array_equal(pickle.loads(pickle.dumps(found)).transform(X), transformed)
     assert clone(found).get_params() == found.get_params()
     assert not [name for name in vars(clone(found)) if name.endswith("_")]
-    again, _, same = fitted(estimator)
-    assert np.array_equal(same, transformed)
+    assert np.array_equal(fitted(estimator)[2], transformed)
     assert found.n_features_in_ == SIZE
 
 
@@ -475,7 +547,7 @@ LOPSIDED = X + np.triu(np.ones((SIZE, SIZE)), 1)
         (X * 1j, "Complex data not supported"),
         ([[["a"]]] * 16, "could not convert string to float"),
     ],
-    ids="matrix rectangles none lopsided negative nan complex words".split(),
+    ids=["matrix", "rectangles", "none", "lopsided", "negative", "nan", "complex", "words"],
 )
 def test_what_are_no_covariances_is_refused(estimator, X, text, as_installed):
     with pytest.raises(ValueError, match=text):

@@ -1,6 +1,6 @@
 """Domains moved to a common barycenter."""
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
@@ -97,7 +97,7 @@ class BarycenterAlignment(TransformerMixin, OnMatrices):
         self.rtol = rtol
         self.max_steps = max_steps
 
-    def fit(self, X: ArrayLike, y: Any = None, domains: Any = None) -> Self:
+    def fit(self, X: ArrayLike, y: Any = None, domains: Any = None) -> "BarycenterAlignment":
         """The barycenters and maps of the domains.
 
         Parameters

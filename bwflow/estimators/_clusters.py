@@ -1,6 +1,6 @@
 """Clusters of covariances around their barycenters."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
@@ -110,7 +110,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, On
         self.max_steps = max_steps
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> "KMeans":
         """The clusters.
 
         Parameters
@@ -138,7 +138,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, On
 
     def partial_fit(
         self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None
-    ) -> Self:
+    ) -> "KMeans":
         """Move the nearest centers along geodesics towards one more batch.
 
         As `MDM.partial_fit`, with the nearest centers for labels. The first batch seeds the

@@ -1,6 +1,6 @@
 """Classification by the nearest mean."""
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
@@ -87,7 +87,7 @@ class MDM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, On
         self.rtol = rtol
         self.max_steps = max_steps
 
-    def fit(self, X: ArrayLike, y: Any, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(self, X: ArrayLike, y: Any, sample_weight: ArrayLike | None = None) -> "MDM":
         """The mean of each class.
 
         Parameters
@@ -119,7 +119,7 @@ class MDM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, On
         y: Any,
         classes: Any = None,
         sample_weight: ArrayLike | None = None,
-    ) -> Self:
+    ) -> "MDM":
         """Move the means along geodesics towards one more batch.
 
         A step of the stochastic gradient method with shares `1 / t`, as of a running mean: exact

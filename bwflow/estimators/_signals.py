@@ -1,6 +1,6 @@
 """Covariances of signals, and their shrinkage."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
@@ -62,7 +62,7 @@ class Covariances(TransformerMixin, OnMatrices):
     def __sklearn_tags__(self):
         return _stateless(super().__sklearn_tags__())
 
-    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+    def fit(self, X: ArrayLike, y: Any = None) -> "Covariances":
         """Count the channels."""
         self._shrinkage()
         self.n_features_in_ = _signals(X).shape[1]
@@ -130,7 +130,7 @@ class ShrunkCovariances(TransformerMixin, OnMatrices):
     def __sklearn_tags__(self):
         return _stateless(super().__sklearn_tags__())
 
-    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+    def fit(self, X: ArrayLike, y: Any = None) -> "ShrunkCovariances":
         """Count the channels."""
         _share(self.shrinkage)
         self._given(X)

@@ -1,6 +1,6 @@
 """Covariances as vectors, in the tangent space at their barycenter."""
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
@@ -74,7 +74,9 @@ class TangentSpace(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnMatrices
         self.rtol = rtol
         self.max_steps = max_steps
 
-    def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None
+    ) -> "TangentSpace":
         """The barycenter.
 
         Parameters
