@@ -40,9 +40,14 @@ NAMES = [type(estimator).__name__ for estimator in ALL]
 ON_COVARIANCES = [estimator for estimator in ALL if not isinstance(estimator, Covariances)]
 
 
-def wishart(seed, count, scale=1.0):
-    G = np.random.default_rng(seed).normal(size=(count, SIZE, 2 * SIZE))
-    return scale * G @ G.swapaxes(1, 2) / (2 * SIZE)
+def wishart(seed, count, samples=2 * SIZE):
+    G = np.random.default_rng(seed).normal(size=(count, SIZE, samples))
+    return G @ G.swapaxes(1, 2) / samples
+
+
+def planted(count):
+    """Two clusters that are far from each other."""
+    return np.concatenate([wishart(0, count, 20), 25 * wishart(1, count, 20)])
 
 
 def two_classes(singular=False):
@@ -226,9 +231,10 @@ def test_coordinates_in_the_tangent_space_are_those_of_the_formula():
 
 @singular_too
 def test_kmeans_finds_planted_clusters(singular):
-    X = np.concatenate([wishart(0, N), wishart(1, N, 25.0)])
+    X = planted(N)
     if singular:
-        X = two_classes(True) * np.repeat([1.0, 25.0], N)[:, None, None]
+        X = CENTRING @ X @ CENTRING
+        X = (X + X.swapaxes(1, 2)) / 2
     kmeans = KMeans(2, n_init=1, random_state=0).fit(X)
     assert len(set(kmeans.labels_[:N])) == len(set(kmeans.labels_[N:])) == 1
     assert kmeans.labels_[0] != kmeans.labels_[-1]
@@ -248,7 +254,7 @@ def test_kmeans_finds_planted_clusters(singular):
 
 def test_kmeans_fills_clusters_that_lose_all():
     """The second of two equal centers has nothing until it takes what is farthest."""
-    X = np.concatenate([wishart(0, N), wishart(1, N, 25.0)])
+    X = planted(N)
     kmeans = KMeans(2, init=np.stack([X[0], X[0]])).fit(X)
     assert sorted(np.bincount(kmeans.labels_)) == [N, N]
 
@@ -265,7 +271,7 @@ def test_kmeans_of_no_more_matrices_than_clusters_keeps_all(init):
 
 def test_kmeans_of_batches_goes_to_the_means():
     rng = np.random.default_rng(5)
-    X = np.concatenate([wishart(0, 20 * N), wishart(1, 20 * N, 25.0)])
+    X = planted(20 * N)
     kmeans = KMeans(2, random_state=0)
     for batch in rng.permutation(len(X)).reshape(20, 2 * N):
         kmeans.partial_fit(X[batch])
@@ -300,11 +306,11 @@ def test_rounds_of_alignment_make_barycenters_equal(singular):
     if singular:
         target = CENTRING @ target @ CENTRING
     errors = []
-    for rounds in (1, 8):
+    for rounds in (1, 10):
         moved = BarycenterAlignment(target, rounds).fit_transform(X, domains=Y)
         parts = (barycenter(inside(part, singular)) for part in np.split(moved, 2))
         errors.append(max(np.max(np.abs(M - inside(target, singular))) for M in parts))
-    assert errors[0] < 0.2
+    assert 0.1 < errors[0] < 1
     assert errors[1] < 1e-6
 
 
@@ -370,7 +376,7 @@ def test_pipelines_and_searches_take_them():
     ).fit(X, y)
     assert search.best_score_ == 1
     assert cross_val_score(search.best_estimator_, X, y, cv=2).tolist() == [1, 1]
-    names = tangent[:-1].get_feature_names_out()
+    names = tangent[1].get_feature_names_out()
     assert names.tolist() == [f"tangentspace{i}" for i in range(6)]
     assert search.best_estimator_[-1].get_feature_names_out().tolist() == ["mdm0", "mdm1"]
 
@@ -409,7 +415,7 @@ WITHOUT_DATA = {
 
 
 @pytest.mark.parametrize("estimator", ALL, ids=NAMES)
-def test_what_scikit_learn_checks_holds_or_fails_for_its_data_of_two_dimensions(estimator):
+def test_what_scikit_learn_checks_holds_or_fails_for_its_data(estimator, as_installed):
     """It has no checks with arrays of three dimensions, and lists none for estimators of these.
 
     With a tag that claims otherwise every check that gives data has to end in the refusal of them.

@@ -6,6 +6,7 @@ Sizes are rounded up, and what is added are identities that count for nothing.
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from sklearn.exceptions import ConvergenceWarning
@@ -76,7 +77,7 @@ def barycenters(
 
 
 def _entry(result: geometry.RESULTS, i: int) -> geometry.RESULTS:
-    return jax.tree.map(lambda x: np.asarray(x)[i], result)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[i]), result)
 
 
 def _stacked(

@@ -196,12 +196,12 @@ class MDM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, On
         return softmax(-self._distances(X, squared=True), axis=1)
 
     def _distances(self, X: ArrayLike, *, squared: bool) -> np.ndarray:
-        X = self._met(X)
+        X, means = _computing.in_one_precision(self._met(X), self.means_)
         begun = self.weights_ > 0
         if not np.any(begun):
             raise ValueError("No matrix of positive weight was seen yet, so that there is no mean.")
         found = np.full((len(X), len(begun)), np.inf, X.dtype)
-        found[:, begun] = _computing.distances(X, self.means_[begun], squared=squared)
+        found[:, begun] = _computing.distances(X, means[begun], squared=squared)
         return found
 
     @property
