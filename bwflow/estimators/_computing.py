@@ -30,8 +30,10 @@ def distances(
     """Of every matrix to every one of `S`."""
     X, S = in_one_precision(X, S)
     with in_precision(str(X.dtype)):
-        found = geometry.pairwise_distances(_grown(X, _rounded(len(X))), S, squared=squared)
-        return np.array(found)[: len(X)]
+        # One program for both.
+        found = geometry.pairwise_distances(_grown(X, _rounded(len(X))), S, squared=True)
+    squares = np.array(found)[: len(X)]
+    return squares if squared else np.sqrt(squares)
 
 
 def barycenters(
@@ -129,12 +131,14 @@ def stepped(
     X: Float[np.ndarray, "N n n"],
     groups: Int[np.ndarray, " N"],
     w: Float[np.ndarray, " N"],
+    *,
+    growing: bool = True,
 ) -> tuple[Float[np.ndarray, "k n n"], Float[np.ndarray, " k"]]:
     """Running means after one more batch, and the weights they stand for.
 
     `F <- F + sum_i s_i Z_i` on factors of the means, with the shares `s_i` of the new weights in
-    the total. What of `X_i` no map from the mean reaches comes in as an independent part, so that
-    ranks can grow; with a batch of one this is the geodesic at `s_1`.
+    the total. What of `X_i` no map from the mean reaches comes in as an independent part, if ranks
+    may grow; with a batch of one this is the geodesic at `s_1`.
     """
     S, X = in_one_precision(S, X)
     values, vectors = eigenpairs(S)
@@ -145,7 +149,7 @@ def stepped(
     reached = F[groups] + Z
     left = X - reached @ reached.swapaxes(1, 2)
     traces, most = (np.trace(x, axis1=1, axis2=2) for x in (left, X))
-    real = traces > _ROUNDINGS * np.finfo(X.dtype).eps * most
+    real = (traces > _ROUNDINGS * np.finfo(X.dtype).eps * most) & growing
     rest = np.zeros_like(S)
     np.add.at(rest, groups[real], (shares**2 * left)[real])
     np.add.at(F, groups, shares * Z)

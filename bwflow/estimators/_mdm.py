@@ -23,7 +23,7 @@ class MDM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, On
     metric
         `"bures_wasserstein"`.
     rank
-        Rank of the means; by default that of the matrices' size at most.
+        Rank of the means; by default what the matrices need.
     rtol
         Tolerance of the means, see `bwflow.geometry.barycenter`; in single precision 1.2e-5 at
         least.
@@ -168,7 +168,8 @@ class MDM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, On
             places = np.cumsum(begun) - 1
             means = means.copy()
             means[begun], _ = _computing.stepped(
-                means[begun], totals[begun], X[old], places[groups[old]], w[old]
+                *(means[begun], totals[begun], X[old], places[groups[old]], w[old]),
+                growing=self.rank is None,
             )
         if len(first):
             means = means.copy()
