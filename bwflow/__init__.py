@@ -26,6 +26,7 @@ _MODULES = (
     "certificate",
     "covariances",
     "diagnostics",
+    "estimators",
     "experiment",
     "export",
     "factors",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from bwflow import certificate as certificate
     from bwflow import covariances as covariances
     from bwflow import diagnostics as diagnostics
+    from bwflow import estimators as estimators
     from bwflow import experiment as experiment
     from bwflow import export as export
     from bwflow import factors as factors
@@ -112,7 +114,7 @@ def _room(name: str):
         return import_module(f"bwflow.{name}")
     except ModuleNotFoundError as error:
         extra = {"xarray": "sweep", "zarr": "sweep", "tqdm": "sweep", "matplotlib": "plot"}
-        extra |= dict.fromkeys(("h5netcdf", "h5py", "pyarrow"), "export")
+        extra |= dict.fromkeys(("h5netcdf", "h5py", "pyarrow"), "export") | {"sklearn": "sklearn"}
         if error.name not in extra:
             raise
         advice = f"pip install 'bwflow[{extra[error.name]}]'"

@@ -21,27 +21,39 @@ def test_unknown_names_are_refused():
         getattr(bw, "no" + "thing")
 
 
-def test_a_missing_extra_is_named(monkeypatch):
-    for name in ("bwflow.sweeps", "xarray"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(sys, "meta_path", [NoXarray, *sys.meta_path])
-    with pytest.raises(
-        ImportError, match=r"bwflow.sweeps needs xarray: pip install 'bwflow\[sweep"
-    ):
-        bw.sweep  # noqa: B018
+@pytest.mark.parametrize(
+    ("public", "room", "package", "extra"),
+    [
+        ("sweep", "sweeps", "xarray", "sweep"),
+        ("estimators", "estimators", "sklearn", "sklearn"),
+    ],
+)
+def test_a_missing_extra_is_named(monkeypatch, public, room, package, extra):
+    for name in list(sys.modules):
+        if f"{name}.".startswith((f"bwflow.{room}.", f"{package}.")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(vars(bw), public, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Without(package), *sys.meta_path])
+    advice = rf"bwflow.{room} needs {package}: pip install 'bwflow\[{extra}\]'"
+    with pytest.raises(ImportError, match=advice):
+        getattr(bw, public)
 
 
-class NoXarray:
-    """An import system that does not find xarray."""
+class Without:
+    """An import system that does not find a package."""
 
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name == "xarray":
-            raise ModuleNotFoundError("No module named 'xarray'", name=name)
+    def __init__(self, package):
+        self.package = package
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def test_importing_the_package_imports_neither_jax_nor_the_extras():
-    code = "import bwflow, sys; print({'jax', 'xarray', 'matplotlib'} & set(sys.modules))"
+    code = (
+        "import bwflow, sys; print({'jax', 'xarray', 'matplotlib', 'sklearn'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

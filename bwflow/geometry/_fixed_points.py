@@ -147,10 +147,13 @@ def _objective(problem: Problem, known: Array, scale: Array, w: Array, L: Array,
 
 @_objective.defjvp
 def _(problem, primals, tangents):
-    def value(*arguments: Array) -> Array:
-        return average(problem, *arguments)[1]
+    # The objective is stationary in F, whose own variation does not count.
+    _, *data, F = primals
 
-    return jax.jvp(value, primals[1:], tangents[1:])
+    def value(*data: Array) -> Array:
+        return average(problem, *data, F)[1]
+
+    return jax.jvp(value, tuple(data), tuple(tangents[1:-1]))
 
 
 def _distances(L: Array, P: Array, F: Array) -> Array:
