@@ -181,11 +181,12 @@ def barycenter(
      [0. 4.]]
     """
     given = _given(covariances, mask)
-    scale = _operands.number("entropy", entropy, [], dtype=given.array.dtype, ndim=0, minimum=0.0)
+    # Looked at with numpy: under a trace an array of jax would not say that it is zero.
+    scale = _checks.scalar("entropy", entropy, given.array.dtype, minimum=0.0)
     penalised = not _checks.is_concrete(scale) or bool(np.any(np.asarray(scale)))
     kind = "entropic" if penalised else "mean"
     control = (weights, mask, means, rank, start, rtol, max_steps, memory)
-    return _found(kind, given, scale, control, throw)
+    return _found(kind, given, jnp.asarray(scale), control, throw)
 
 
 def geometric_median(
@@ -356,7 +357,7 @@ def _concluded(mean: Barycenter, throw: bool) -> Barycenter:
         return mean.result.error_if(mean, failed)
     if np.any(failed):
         worst = int(np.argmax(np.ravel(failed)))
-        code = jax.tree.map(lambda x: np.ravel(x)[worst], mean.result)
+        code = jax.tree.map(lambda x: np.asarray(np.ravel(x)[worst]), mean.result)
         raise RuntimeError(RESULTS[code])
     return mean
 
