@@ -225,8 +225,10 @@ def _from_equation(
             XA = X @ A
             return X, D - (XA + XA.T + XA @ X), step + 1
 
-        X, _, _ = lax.while_loop(unfinished, advance, (jnp.zeros_like(A), D, 0))
-        return A, B, L, symmetrize(X), small, jnp.zeros_like(wanted)
+        X, R, _ = lax.while_loop(unfinished, advance, (jnp.zeros_like(A), D, 0))
+        # Not where rounding is all that the smallest eigenvalues are; false for NaN.
+        solved = small & (jnp.max(jnp.abs(R)) <= jnp.sqrt(eps) * scale)
+        return A, B, L, symmetrize(X), solved, jnp.zeros_like(wanted)
 
     state = (A, B, L, jnp.zeros_like(A), jnp.zeros_like(wanted), wanted)
     _, _, _, X, known, _ = lax.while_loop(lambda state: state[5], attempt, state)
