@@ -208,6 +208,14 @@ def test_gradient_in_a_square_factor_is_that_of_the_map(condition, seed):
 
 
 @pytest.mark.float64
+@pytest.mark.parametrize("small", [1e-6, 1e-9, 1e-12])
+def test_a_factor_keeps_what_its_covariance_has_lost(small):
+    F, G = np.diag([1.0, small]), np.diag([1.0, 2 * small])
+    assert of_factors(F, F)[0] <= 1e-27 * small**2
+    assert_accurate(of_factors(F, G)[0], mpmath.mpf(small) ** 2, 1e-14)
+
+
+@pytest.mark.float64
 def test_a_factor_of_rank_below_its_columns_is_exact_to_rounding():
     F, G = factor(0, 16, 3) @ factor(1, 3, 5), factor(2, 16, 5)
     with mpmath.workdps(oracles.DIGITS):
