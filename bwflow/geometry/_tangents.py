@@ -165,7 +165,9 @@ def norm(A: Covariance, V: ArrayLike) -> Float[Array, "*batch"]:
     >>> print(f"{bw.geometry.norm(A, bw.geometry.log(A, B)):.4f}")
     1.4142
     """
-    return positive_power(inner_product(A, V, V), 0.5)
+    given = [_operands.operand("A", A)]
+    (vector,) = _vectors(given, V=V)
+    return positive_power(_operands.mapped(_inner, given, [vector, vector], "()"), 0.5)
 
 
 def tangent_projection(A: Covariance, V: ArrayLike) -> Float[Array, "*batch n k"]:
