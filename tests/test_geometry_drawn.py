@@ -70,13 +70,12 @@ def matrices(F):
     return (S + np.swapaxes(S, 1, 2)) / 2
 
 
-@jax.jit
+squared = jax.jit(bw.bures_wasserstein)
+
+
 def triangle(A, B, C):
-    """Squares, and distances the other way round and to third ones, by one program."""
-    return tuple(
-        bw.bures_wasserstein(first, second)
-        for first, second in ((A, B), (B, A), (B, C), (A, C), (A, A))
-    )
+    """Squared distances there and back, onward, across, and to itself."""
+    return [squared(*pair) for pair in ((A, B), (B, A), (B, C), (A, C), (A, A))]
 
 
 @jax.jit
