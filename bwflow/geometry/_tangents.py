@@ -327,9 +327,9 @@ def _transported(kinds: tuple[Kind, ...], A: Array, B: Array, V: Array, *, num_s
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(rate),
         diffrax.Dopri8(),
-        t0=0.0,
-        t1=1.0,
-        dt0=1.0 / num_steps,
+        t0=jnp.zeros((), F.dtype),
+        t1=jnp.ones((), F.dtype),
+        dt0=jnp.asarray(1 / num_steps, F.dtype),
         y0=Z,
         max_steps=num_steps,
         stepsize_controller=diffrax.ConstantStepSize(),
