@@ -18,6 +18,7 @@ from bwflow import (
     covariances,
     diagnostics,
     factors,
+    geometry,
     initializers,
     landscape,
     plotting,
@@ -26,6 +27,7 @@ from bwflow import (
     theory,
     until,
 )
+from bwflow.geometry import Factor
 
 pytestmark = pytest.mark.once
 
@@ -116,8 +118,6 @@ NOT_A_COVARIANCE = NOT_A_MATRIX | {
 }
 rows(
     {
-        ("bures_wasserstein", "A"): lambda A: bw.bures_wasserstein(A, EYE),
-        ("bures_wasserstein", "B"): lambda B: bw.bures_wasserstein(EYE, B),
         ("rank_one_flow", "covariance"): lambda S: theory.rank_one_flow(np.ones(2), S, 1.0),
         ("frobenius_flow", "covariance"): lambda S: theory.frobenius_flow(EYE, S, 1.0),
     },
@@ -169,6 +169,257 @@ row(
     lambda: jax.jit(covariances.from_spectrum)(np.ones(2)),
     "eigenvalues must not be traced",
 )
+
+# --- the geometry of covariances -----------------------------------------------------------------
+
+NO_STACK = {case: NOT_2D[case][0] for case in ("number", "vector")}
+NO_COVARIANCES = {case: found for case, found in NOT_A_COVARIANCE.items() if case not in NOT_2D} | {
+    case: (value, r"{name} must be square and not empty; got shape \(2?,?\)")
+    for case, value in NO_STACK.items()
+}
+SIZES = {
+    "other size": (np.eye(3), r"must be of one size; got covariances (2 x 2 and 3|3 x 3 and 2)")
+}
+BATCHES = {
+    "other batch": (
+        np.stack([EYE] * 3),
+        r"batches must broadcast; got leading dimensions \(\d,\) of \w+ and \(\d,\) of \w+",
+    )
+}
+TWICE = np.stack([EYE] * 2)
+PAIRED = {
+    "bures_wasserstein": bw.bures_wasserstein,
+    "bures_wasserstein_distance": geometry.bures_wasserstein_distance,
+    "transport_map": geometry.transport_map,
+    "transport": lambda A, B: geometry.transport(A, B, EYE),
+    "optimal_coupling": geometry.optimal_coupling,
+    "geodesic": lambda A, B: geometry.geodesic(A, B, 0.5),
+    "gaussian_wasserstein": lambda A, B: geometry.gaussian_wasserstein(ONES, A, ONES, B),
+    "log": geometry.log,
+    "parallel_transport": lambda A, B: geometry.parallel_transport(A, B, EYE),
+}
+ONES = np.ones(2)
+rows(
+    {(door, "A"): lambda A, call=call: call(A, TWICE) for door, call in PAIRED.items()}
+    | {(door, "B"): lambda B, call=call: call(TWICE, B) for door, call in PAIRED.items()},
+    NO_COVARIANCES | NONE | SIZES | BATCHES,
+)
+AT_ONE = {
+    "exp": lambda A: geometry.exp(A, EYE),
+    "inner_product": lambda A: geometry.inner_product(A, EYE, EYE),
+    "norm": lambda A: geometry.norm(A, EYE),
+    "tangent_projection": lambda A: geometry.tangent_projection(A, EYE),
+    "injectivity_radius": geometry.injectivity_radius,
+    "riemannian_gradient": lambda A: geometry.riemannian_gradient(A, EYE),
+    "riemannian_hessian": lambda A: geometry.riemannian_hessian(A, EYE, EYE, EYE),
+}
+rows({(door, "A"): call for door, call in AT_ONE.items()}, NO_COVARIANCES | NONE)
+MATRICES = {
+    ("exp", "V"): lambda V: geometry.exp(EYE, V),
+    ("inner_product", "U"): lambda U: geometry.inner_product(EYE, U, EYE),
+    ("inner_product", "V"): lambda V: geometry.inner_product(EYE, EYE, V),
+    ("norm", "V"): lambda V: geometry.norm(EYE, V),
+    ("tangent_projection", "V"): lambda V: geometry.tangent_projection(EYE, V),
+    ("parallel_transport", "V"): lambda V: geometry.parallel_transport(EYE, EYE, V),
+    ("riemannian_gradient", "E"): lambda E: geometry.riemannian_gradient(EYE, E),
+    ("riemannian_hessian", "E"): lambda E: geometry.riemannian_hessian(EYE, E, EYE, EYE),
+    ("riemannian_hessian", "dE"): lambda dE: geometry.riemannian_hessian(EYE, EYE, dE, EYE),
+    ("riemannian_hessian", "V"): lambda V: geometry.riemannian_hessian(EYE, EYE, EYE, V),
+}
+A_MATRIX = {
+    case: (value, r"{name} must be a matrix or a batch of them; got shape \(2?,?\)")
+    for case, value in NO_STACK.items()
+}
+rows(
+    MATRICES,
+    NOT_NUMBERS
+    | NOT_REAL
+    | NOT_FINITE
+    | NONE
+    | A_MATRIX
+    | {"other shape": (np.ones((2, 3)), r"{name} must be 2 x 2 for such a A; got shape \(2, 3\)")},
+)
+rows(
+    {("exp", "V"): lambda V: geometry.exp(Factor(np.ones((2, 1))), V)},
+    {"of a factor": (EYE, r"{name} must be 2 x 1 for such a A; got shape \(2, 2\)")},
+)
+rows({("Factor", "factor"): Factor}, NOT_NUMBERS | NOT_REAL | NOT_FINITE | NONE | A_MATRIX)
+rows(
+    {("transport", "points"): lambda x: geometry.transport(EYE, EYE, x)},
+    NOT_NUMBERS
+    | NOT_REAL
+    | NOT_FINITE
+    | NONE
+    | A_MATRIX
+    | {"other width": (np.ones((2, 3)), r"points must have 2 columns, as A has; got shape \(2, 3")},
+)
+rows(
+    {
+        ("gaussian_wasserstein", "mean_a"): lambda x: geometry.gaussian_wasserstein(
+            x, EYE, ONES, EYE
+        ),
+        ("gaussian_wasserstein", "mean_b"): lambda x: geometry.gaussian_wasserstein(
+            ONES, EYE, x, EYE
+        ),
+    },
+    NOT_NUMBERS
+    | NOT_REAL
+    | NOT_FINITE
+    | NONE
+    | {
+        "number": (1.0, r"{name} must be a vector or a batch of them; got shape \(\)"),
+        "longer": (np.ones(3), r"{name} must have 2 entries, as A has rows; got shape \(3,\)"),
+    },
+)
+for value in (-0.1, 1.1, np.nan, "half", 1j, None):
+    message = "t must be "
+    row("geodesic", f"t={value!r}", lambda t=value: geometry.geodesic(EYE, EYE, t), message)
+for value in ("traces", None, 1):
+    message = r"form must be one of residual, trace; got "
+    row(
+        "bures_wasserstein",
+        f"form={value!r}",
+        lambda x=value: bw.bures_wasserstein(EYE, EYE, form=x),
+        message,
+    )
+rows(
+    {
+        ("pairwise_distances", "A"): geometry.pairwise_distances,
+        ("pairwise_distances", "B"): lambda B: geometry.pairwise_distances(TWICE, B),
+    },
+    NO_COVARIANCES | {"one": (EYE, r"{name} must be a list of covariances, of 3 dim.*\(2, 2\)")},
+)
+for value in (0, -1, 1.5, True, "1"):
+    for door, name, call in (
+        (
+            "pairwise_distances",
+            "batch_size",
+            lambda x: geometry.pairwise_distances(TWICE, batch_size=x),
+        ),
+        (
+            "parallel_transport",
+            "num_steps",
+            lambda x: geometry.parallel_transport(EYE, EYE, EYE, num_steps=x),
+        ),
+        ("barycenter", "max_steps", lambda x: geometry.barycenter(TWICE, max_steps=x)),
+        (
+            "geometric_median",
+            "max_steps",
+            lambda x: geometry.geometric_median(TWICE, smoothing=1.0, max_steps=x),
+        ),
+        ("barycenter", "rank", lambda x: geometry.barycenter(TWICE, rank=x)),
+    ):
+        message = f"{name} must be a positive integer; got "
+        row(door, f"{name}={value!r}", lambda call=call, value=value: call(value), message)
+rows(
+    {
+        ("frechet_distance", "X"): lambda X: geometry.frechet_distance(X, EYE),
+        ("frechet_distance", "Y"): lambda Y: geometry.frechet_distance(EYE, Y),
+    },
+    NOT_A_MATRIX
+    | NONE
+    | {
+        "other width": (
+            np.ones((2, 3)),
+            r"X and Y must have as many features; got (2 and 3|3 and 2)",
+        ),
+        "no pair": (
+            (ONES, EYE, EYE),
+            r"{name} must be samples or a pair \(mean, covariance\); got 3",
+        ),
+        "bad mean": ((np.ones(3), EYE), r"{name}\[0\] must have 2 entries"),
+        "bad covariance": ((ONES, -EYE), r"{name}\[1\] must be positive semi-definite"),
+        "no samples": (np.ones((0, 2)), r"{name} must "),
+    },
+)
+message = r"X must hold more than ddof=2 samples in its rows; got 2"
+row("frechet_distance", "too few", lambda: geometry.frechet_distance(EYE, EYE, ddof=2), message)
+MEANS = {
+    "barycenter": geometry.barycenter,
+    "geometric_median": lambda x, **options: geometry.geometric_median(x, smoothing=1.0, **options),
+}
+THREE = np.stack([EYE] * 3)
+rows(
+    {(door, "covariances"): call for door, call in MEANS.items()},
+    NO_COVARIANCES
+    | NONE
+    | {
+        "one": (EYE, r"covariances must be a list of covariances, of 3 dimensions or more; got"),
+        "none": (np.ones((0, 2, 2)), r"covariances must be a list of covariances"),
+    },
+)
+WEIGHTS = {
+    "text": ("equal", r"weights must be made of numbers; got 'equal'"),
+    "negative": ([0.5, -0.1, 0.5], r"weights must be at least 0.0; got"),
+    "NaN": ([0.5, np.nan, 0.5], r"weights must be finite"),
+    "all zero": ([0.0, 0.0, 0.0], r"weights and mask must leave a positive weight in every set"),
+    "too few": ([0.5, 0.5], r"weights must be of shape \(3,\), as covariances has; got \(2,\)"),
+    "one number": (1.0, r"weights must be of shape \(3,\), as covariances has; got \(\)"),
+}
+MASKS = {
+    "numbers": ([1.0, 1.0, 0.0], r"mask must be booleans of shape \(3,\).*float64"),
+    "too few": ([True, True], r"mask must be booleans of shape \(3,\).*got shape \(2,\)"),
+    "text": ("all", r"mask must be made of numbers; got 'all'"),
+    "nothing left": ([False] * 3, r"weights and mask must leave a positive weight in every set"),
+}
+for door, call in MEANS.items():
+    rows({(door, "weights"): lambda x, call=call: call(THREE, weights=x)}, WEIGHTS)
+    rows({(door, "mask"): lambda x, call=call: call(THREE, mask=x)}, MASKS)
+    for case, (options, message) in {
+        "rank too large": ({"rank": 3}, "rank must be at most 2; got 3"),
+        "rank of another start": (
+            {"rank": 2, "start": Factor(np.ones((2, 1)))},
+            "rank must be the columns of start, 1; got 2",
+        ),
+        "a matrix as start of a low rank": (
+            {"rank": 1, "start": EYE},
+            "start must be a Factor of 1 columns for a rank below 2",
+        ),
+        "start of another size": ({"start": np.eye(3)}, "start must be of size 2, .*; got 3"),
+        "start below zero": ({"start": -EYE}, "start must be positive semi-definite"),
+        "rtol below zero": ({"rtol": -1.0}, "rtol must be at least 0.0; got -1.0"),
+        "rtol of NaN": ({"rtol": np.nan}, "rtol must be a finite number; got nan"),
+        "memory below zero": ({"memory": -1}, "memory must be an integer of at least 0; got -1"),
+        "half a memory": ({"memory": 0.5}, "memory must be an integer of at least 0; got 0.5"),
+    }.items():
+        row(door, case, lambda call=call, options=options: call(THREE, **options), message)
+for value, message in {
+    -1.0: "entropy must be at least 0.0; got -1.0",
+    np.nan: "entropy must be a finite number; got nan",
+    "some": "entropy must be made of numbers; got 'some'",
+}.items():
+    row(
+        "barycenter",
+        f"entropy={value!r}",
+        lambda x=value: geometry.barycenter(THREE, entropy=x),
+        message,
+    )
+row(
+    "barycenter",
+    "entropy of a low rank",
+    lambda: geometry.barycenter(THREE, entropy=1.0, rank=1),
+    "entropy must be 0 for a rank below 2; got rank=1",
+)
+row(
+    "barycenter",
+    "means of another size",
+    lambda: geometry.barycenter(THREE, means=np.ones((3, 3))),
+    "means must have 2 entries",
+)
+row(
+    "barycenter",
+    "means of fewer",
+    lambda: geometry.barycenter(THREE, means=np.ones((2, 2))),
+    r"means must be of shape \(3, 2\), as covariances has; got \(2, 2\)",
+)
+for value in (0.0, -1.0, np.nan, "small"):
+    message = "smoothing must be "
+    row(
+        "geometric_median",
+        f"smoothing={value!r}",
+        lambda x=value: geometry.geometric_median(THREE, smoothing=x),
+        message,
+    )
 
 # --- other matrices ------------------------------------------------------------------------------
 

@@ -10,12 +10,23 @@ import pytest
 from helpers import array, assert_close, by_precision, gaussian_factors, random_target
 
 import bwflow as bw
+from bwflow import geometry
+from bwflow.geometry import Factor
 
 TARGET = random_target(0, 3, condition=5.0)
 W = gaussian_factors(0, (4, 3))[0]
 S = TARGET.covariance
 PAIR = gaussian_factors(1, (3, 4, 3))
 NORMAL = np.random.default_rng(4).normal(size=27)
+
+# Of the geometry: a second covariance, a second factor, and means to the last digit.
+SECOND = 2 * S + jnp.eye(3)
+OTHER = gaussian_factors(5, (2, 3))[0]
+TO_ROUNDING = {"rtol": by_precision(1e-13, 1e-6), "max_steps": 100, "throw": False}
+
+
+def described(mean):
+    return mean.covariance, mean.objective
 
 
 @jax.jit
@@ -42,6 +53,51 @@ TABLE = {
         (S,),
     ),
     "bures_wasserstein": (bw.bures_wasserstein, (S, 2 * S + jnp.eye(3))),
+    "bures_wasserstein of factors": (
+        lambda F, G: bw.bures_wasserstein(Factor(F), Factor(G)),
+        (W[:, :2], OTHER),
+    ),
+    "bures_wasserstein_distance": (geometry.bures_wasserstein_distance, (S, SECOND)),
+    "pairwise_distances": (
+        lambda A, B: geometry.pairwise_distances(jnp.stack([A, B, A + B])),
+        (S, SECOND),
+    ),
+    "gaussian_wasserstein": (geometry.gaussian_wasserstein, (W[:, 0], S, W[:, 1], SECOND)),
+    "frechet_distance": (geometry.frechet_distance, (W.T, OTHER.T)),
+    "transport_map": (geometry.transport_map, (S, SECOND)),
+    "transport": (
+        lambda F, G, X: geometry.transport(Factor(F), Factor(G), X),
+        (W, OTHER, W.T),
+    ),
+    "optimal_coupling": (geometry.optimal_coupling, (S, SECOND)),
+    "geodesic": (geometry.geodesic, (S, SECOND, array(0.3))),
+    "log": (geometry.log, (S, SECOND)),
+    "log of factors": (lambda F, G: geometry.log(Factor(F), Factor(G)), (W[:, :2], OTHER)),
+    "exp": (geometry.exp, (S, 0.1 * SECOND)),
+    "norm": (geometry.norm, (S, SECOND)),
+    "tangent_projection": (
+        lambda F, V: geometry.tangent_projection(Factor(F), V),
+        (W[:, :2], W[:, 2:]),
+    ),
+    "injectivity_radius": (geometry.injectivity_radius, (S,)),
+    "parallel_transport": (
+        lambda A, B, V: geometry.parallel_transport(A, B, V, num_steps=8),
+        (S, SECOND, S @ S),
+    ),
+    "riemannian_gradient": (geometry.riemannian_gradient, (S, SECOND)),
+    "riemannian_hessian": (geometry.riemannian_hessian, (S, SECOND, S @ S, SECOND)),
+    "barycenter": (
+        lambda A, B, w: described(
+            geometry.barycenter(jnp.stack([A, B, A + B]), weights=w, **TO_ROUNDING)
+        ),
+        (S, SECOND, array([0.2, 0.3, 0.5])),
+    ),
+    "geometric_median": (
+        lambda A, B, eps: described(
+            geometry.geometric_median(jnp.stack([A, B, A + B]), smoothing=eps, **TO_ROUNDING)
+        ),
+        (S, SECOND, array(0.1)),
+    ),
     "frobenius": (lambda W, tau: bw.frobenius(W, TARGET, tau=tau), (W, array(0.1))),
     "end_to_end": (bw.end_to_end, (PAIR,)),
     "imbalance": (bw.imbalance, (PAIR,)),
@@ -212,6 +268,26 @@ def test_single_precision_stays_single(name):
         "partial_products",
         "polar",
         "bures_wasserstein",
+        "bures_wasserstein of factors",
+        "bures_wasserstein_distance",
+        "pairwise_distances",
+        "gaussian_wasserstein",
+        "frechet_distance",
+        "transport_map",
+        "transport",
+        "optimal_coupling",
+        "geodesic",
+        "log",
+        "log of factors",
+        "exp",
+        "norm",
+        "tangent_projection",
+        "injectivity_radius",
+        "parallel_transport",
+        "riemannian_gradient",
+        "riemannian_hessian",
+        "barycenter",
+        "geometric_median",
         "symmetric_sylvester",
         "Target.from_samples",
         "sampling_error",

@@ -101,11 +101,12 @@ def barycenter(
         sense. Only for `k = n`.
     start
         Where to start, by default at the arithmetic mean, or a factor that spans what a random
-        sketch of it sees.
+        sketch of it sees. A singular start is never left: the iteration keeps its rank, and ends
+        at the best covariance of that.
     rtol
         Residual to stop at, relative to `||F||`; by default 1e-10, in float32 1.2e-5.
     max_steps
-        Evaluations to stop at.
+        Evaluations to stop at; the first is at the start itself.
     memory
         How many earlier steps Anderson's method combines; 0 is the plain iteration.
     throw
@@ -227,7 +228,9 @@ def listed(covariances: Covariance, mask: ArrayLike | None) -> Operand:
     if mask is not None and not isinstance(x, _operands.KINDS):
         x = _checks.real_array("covariances", x, finite=False)
         if x.ndim > 2:
-            x = jnp.where(_mask(mask, x.shape[:-2])[..., None, None], x, _identity(x))
+            kept = _mask(mask, x.shape[:-2])[..., None, None]
+            seen = _checks.is_concrete(x) and _checks.is_concrete(kept)
+            x = (np if seen else jnp).where(kept, x, np.eye(*x.shape[-2:], dtype=x.dtype))
     given = _operands.operand("covariances", x)
     if given.array.ndim < 3 or given.array.shape[-3] == 0:
         raise ValueError(
@@ -237,16 +240,16 @@ def listed(covariances: Covariance, mask: ArrayLike | None) -> Operand:
     return given
 
 
-def _mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array:
+def _mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Array | np.ndarray:
     if mask is None:
-        return jnp.ones(shape, bool)
+        return np.ones(shape, bool)
     found = _checks.seen("mask", mask)
     if found.dtype != bool or not _fits(found.shape, shape):
         raise ValueError(
             f"mask must be booleans of shape {shape}, as covariances has; "
             f"got shape {found.shape} of dtype {found.dtype}."
         )
-    return jnp.broadcast_to(found, shape)
+    return (np if _checks.is_concrete(found) else jnp).broadcast_to(found, shape)
 
 
 def _fits(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
@@ -256,11 +259,9 @@ def _fits(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
         return False
 
 
-def _identity(x: Array) -> Array:
-    return jnp.eye(*x.shape[-2:], dtype=x.dtype)
-
-
-def counted(weights: ArrayLike | None, mask: ArrayLike | None, given: Operand) -> Array:
+def counted(
+    weights: ArrayLike | None, mask: ArrayLike | None, given: Operand
+) -> Array | np.ndarray:
     """Weights, 0 where the mask is false."""
     kept, dtype = _mask(mask, given.array.shape[:-2]), given.array.dtype
     if weights is None:
@@ -271,11 +272,12 @@ def counted(weights: ArrayLike | None, mask: ArrayLike | None, given: Operand) -
             raise ValueError(
                 f"weights must be of shape {kept.shape}, as covariances has; got {found.shape}."
             )
-    if _checks.is_concrete(kept) and _checks.is_concrete(found):
-        total = np.sum(np.where(np.asarray(kept), np.asarray(found), 0), axis=-1)
-        if not np.all(total > 0):
-            raise ValueError("weights and mask must leave a positive weight in every set.")
-    return jnp.where(kept, jnp.broadcast_to(jnp.asarray(found, dtype), kept.shape), 0)
+    if not (_checks.is_concrete(kept) and _checks.is_concrete(found)):
+        return jnp.where(kept, jnp.asarray(found, dtype), jnp.zeros((), dtype))
+    w = np.where(np.asarray(kept), np.asarray(found), np.zeros((), dtype))
+    if not np.all(np.sum(w, axis=-1) > 0):
+        raise ValueError("weights and mask must leave a positive weight in every set.")
+    return w
 
 
 def _found(
@@ -287,23 +289,21 @@ def _found(
 ) -> Barycenter:
     weights, mask, means, rank, start, rtol, max_steps, memory = control
     shape, dtype, n = given.array.shape[:-2], given.array.dtype, given.dim
-    w = counted(weights, mask, given)
     first = None if start is None else _operands.operand("start", start)
     problem = Problem(kind, _rank(rank, given, first), _checks.integer("memory", memory, minimum=0))
+    w = counted(weights, mask, given)
     if kind == "entropic" and problem.rank < n:
         raise ValueError(f"entropy must be 0 for a rank below {n}; got rank={problem.rank}.")
     if rtol is None:
         rtol = max(1e-10, 100 * float(jnp.finfo(dtype).eps))
     tolerance = jnp.asarray(_checks.scalar("rtol", rtol, dtype, minimum=0.0))
     steps = jnp.asarray(_checks.positive_int("max_steps", max_steps))
-    centre = None
-    if means is not None:
-        points = _operands.vector("means", means, given)
-        if not _fits(points.shape[:-1], shape):
-            raise ValueError(
-                f"means must be of shape {(*shape, n)}, as covariances has; got {points.shape}."
-            )
-        centre = _centre(w, points)
+    points = None if means is None else _operands.vector("means", means, given)
+    if points is not None and not _fits(points.shape[:-1], shape):
+        raise ValueError(
+            f"means must be of shape {(*shape, n)}, as covariances has; got {points.shape}."
+        )
+    centre = None if points is None else _centre(w, points)
     first_array = None if first is None else first.array
     kinds = (given.kind, "matrix" if first is None else first.kind)
     F, objective, residual, gap, count, code = settled(

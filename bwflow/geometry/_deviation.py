@@ -237,5 +237,6 @@ def _by_equation(A: Array, B: Array, L: Array, whole: Array) -> tuple[Array, Arr
         XA = X @ A
         return X, D - (XA + XA.T + XA @ X), step + 1
 
-    X, _, _ = lax.while_loop(unfinished, advance, (jnp.zeros_like(A), D, 0))
-    return symmetrize(X), small
+    X, R, _ = lax.while_loop(unfinished, advance, (jnp.zeros_like(A), D, 0))
+    # Not where rounding is all that the smallest eigenvalues are; false for NaN.
+    return symmetrize(X), small & (jnp.max(jnp.abs(R)) <= jnp.sqrt(eps) * scale)

@@ -75,10 +75,15 @@ def _one_set(
     w = w / jnp.sum(w)
     C = jnp.where(w[:, None, None] > 0, C, jnp.eye(*C.shape[1:], dtype=C.dtype))
     L = jax.vmap(partial(as_root, kind=kinds[0]))(C)
+    # Squares of norms have to be in range. Entropy has units.
+    unit = jnp.ones((), C.dtype) if problem.kind == "entropic" else _unit(L)
+    L = L / unit
+    if problem.kind == "median":
+        scale = scale / unit
     if start is None:
         first = _first(problem.rank, lax.stop_gradient(L), lax.stop_gradient(w))
     else:
-        first = as_root(lax.stop_gradient(start), kinds[1])
+        first = as_root(lax.stop_gradient(start), kinds[1]) / unit
 
     def improved(F: Array) -> tuple[Array, Array]:
         return _step(problem, scale, w, L, F)
@@ -94,7 +99,14 @@ def _one_set(
     )
     objective = _objective(problem, lax.stop_gradient(value), scale, w, L, F)
     gap = lax.stop_gradient(_gap(problem, scale, w, L, F, r))
-    return F, objective, jnp.linalg.norm(r), gap, count, code
+    value = unit if problem.kind == "median" else unit**2
+    return F * unit, objective * value, jnp.linalg.norm(r) * unit, gap * unit**2, count, code
+
+
+def _unit(L: Array) -> Array:
+    """The power of two at the largest entry."""
+    largest = jnp.max(jnp.abs(lax.stop_gradient(L)))
+    return jnp.exp2(jnp.floor(jnp.log2(jnp.where(largest > 0, largest, 1.0))))
 
 
 def _first(rank: int, L: Array, w: Array) -> Array:

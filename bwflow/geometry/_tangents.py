@@ -165,7 +165,9 @@ def norm(A: Covariance, V: ArrayLike) -> Float[Array, "*batch"]:
     >>> print(f"{bw.geometry.norm(A, bw.geometry.log(A, B)):.4f}")
     1.4142
     """
-    return positive_power(inner_product(A, V, V), 0.5)
+    given = [_operands.operand("A", A)]
+    (vector,) = _vectors(given, V=V)
+    return positive_power(_operands.mapped(_inner, given, [vector, vector], "()"), 0.5)
 
 
 def tangent_projection(A: Covariance, V: ArrayLike) -> Float[Array, "*batch n k"]:
@@ -325,9 +327,9 @@ def _transported(kinds: tuple[Kind, ...], A: Array, B: Array, V: Array, *, num_s
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(rate),
         diffrax.Dopri8(),
-        t0=0.0,
-        t1=1.0,
-        dt0=1.0 / num_steps,
+        t0=jnp.zeros((), F.dtype),
+        t1=jnp.ones((), F.dtype),
+        dt0=jnp.asarray(1 / num_steps, F.dtype),
         y0=Z,
         max_steps=num_steps,
         stepsize_controller=diffrax.ConstantStepSize(),
