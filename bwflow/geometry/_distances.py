@@ -312,8 +312,11 @@ def _distance(kinds: tuple[Kind, ...], A: Array, B: Array) -> Array:
     if kinds == ("matrix", "matrix"):
         return positive_power(value, 0.5)
     # What coincides is apart by rounding, of which there is no direction.
-    sizes = [jnp.trace(x) if kind == "matrix" else jnp.sum(x**2) for x, kind in zip((A, B), kinds)]
-    floor = 16 * len(A) * jnp.finfo(A.dtype).eps ** 2 * (sizes[0] + sizes[1])
+    sizes = (
+        jnp.trace(x) if kind == "matrix" else jnp.sum(x**2)
+        for x, kind in zip((A, B), kinds, strict=True)
+    )
+    floor = 16 * len(A) * jnp.finfo(A.dtype).eps ** 2 * sum(sizes)
     return positive_power(jnp.where(value > floor, value, 0.0), 0.5)
 
 

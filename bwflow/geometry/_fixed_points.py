@@ -160,12 +160,12 @@ def _objective(problem: Problem, known: Array, scale: Array, w: Array, L: Array,
 @_objective.defjvp
 def _(problem, primals, tangents):
     # The objective is stationary in F, whose own variation does not count.
-    _, *data, F = primals
+    _, scale, w, L, F = primals
 
-    def value(*data: Array) -> Array:
-        return average(problem, *data, F)[1]
+    def value(scale: Array, w: Array, L: Array) -> Array:
+        return average(problem, scale, w, L, F)[1]
 
-    return jax.jvp(value, tuple(data), tuple(tangents[1:-1]))
+    return jax.jvp(value, (scale, w, L), tuple(tangents[1:-1]))
 
 
 def _distances(L: Array, P: Array, F: Array) -> Array:

@@ -96,7 +96,9 @@ class RunningBarycenter(eqx.Module):
                 f"got shape {given.array.shape}."
             )
         w = counted(weights, mask, given)
-        factor, weight = settled(_moved(given.kind, self.factor, self.weight, given.array, w))
+        factor, weight = settled(
+            _moved(given.kind, self.factor, self.weight, given.array, jnp.asarray(w))
+        )
         return eqx.tree_at(lambda x: (x.factor, x.weight), self, (factor, weight))
 
 
