@@ -70,10 +70,12 @@ def procrustes(F: Array, G: Array) -> Array:
     if min(F.shape[1], G.shape[1]) <= _DIRECT:
         return _residual(aligned(F, G), F, G)
 
-    # Where little cancels, singular values are enough. The loop runs if a pair needs it.
+    # Where little cancels, singular values are enough. The loop runs if a pair needs it, and changes
+    # all it holds, see `bwflow.geometry._roots.triangle`.
     def attempt(state):
         F, G, _, wanted = state
-        return F, G, _residual(aligned(F, G), F, G), jnp.zeros_like(wanted)
+        value = _residual(aligned(F, G), F, G)
+        return jnp.zeros_like(F), jnp.zeros_like(G), value, jnp.zeros_like(wanted)
 
     value = by_traces(F, G)
     state = (F, G, value, value <= _CANCELLING * (jnp.sum(F**2) + jnp.sum(G**2)))
@@ -205,7 +207,8 @@ def _from_equation(
     """`X` by iteration of its equation, and whether it was close enough for that."""
     eps = jnp.finfo(A.dtype).eps
 
-    # The loop runs if a pair of the batch needs it.
+    # The loop runs if a pair of the batch needs it, and changes all it holds, see
+    # `bwflow.geometry._roots.triangle`.
     def attempt(state):
         A, B, L, _, _, _ = state
         K = inverse(L, whole)
@@ -226,7 +229,8 @@ def _from_equation(
             return X, D - (XA + XA.T + XA @ X), step + 1
 
         X, _, _ = lax.while_loop(unfinished, advance, (jnp.zeros_like(A), D, 0))
-        return A, B, L, symmetrize(X), small, jnp.zeros_like(wanted)
+        nothing = jnp.zeros_like(A)
+        return nothing, nothing, nothing, symmetrize(X), small, jnp.zeros_like(wanted)
 
     state = (A, B, L, jnp.zeros_like(A), jnp.zeros_like(wanted), wanted)
     _, _, _, X, known, _ = lax.while_loop(lambda state: state[5], attempt, state)

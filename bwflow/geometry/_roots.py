@@ -34,15 +34,15 @@ def triangle(A: Array) -> tuple[Array, Array]:
     pivots = jnp.diagonal(L) ** 2
     whole = jnp.all(pivots > n * eps * jnp.max(jnp.diagonal(A)))  # false for NaN
 
-    # The loop runs if a matrix of the batch needs it.
+    # The loop runs if a matrix of the batch needs it. It returns another array than it was given:
+    # XLA moves what is made of anything that stays the same out of it.
     def by_eigenpairs(state):
-        A, _, _ = state
-        values, vectors = jnp.linalg.eigh(A)
+        values, vectors = jnp.linalg.eigh(state[0])
         values = jnp.where(range_mask(values, n), values, 0.0)
-        return A, vectors * jnp.sqrt(values)[None, :], jnp.zeros_like(whole)
+        return vectors * jnp.sqrt(values)[None, :], jnp.zeros_like(whole)
 
-    state = (A, jnp.where(whole, L, A), ~whole)
-    L = lax.while_loop(lambda state: state[2], by_eigenpairs, state)[1]
+    state = (jnp.where(whole, L, A), ~whole)
+    L = lax.while_loop(lambda state: state[1], by_eigenpairs, state)[0]
     return L, whole.astype(A.dtype)
 
 
