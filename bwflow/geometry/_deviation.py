@@ -60,7 +60,19 @@ def _nuclear_norm(Y: Array) -> Array:
 @full_precision
 def _(primals, tangents):
     (Y,), (dY,) = primals, tangents
-    return _nuclear_norm(Y), jnp.vdot(polar(Y), dY)
+    P = polar(Y)
+    return _sum_at(P, Y), jnp.vdot(P, dY)
+
+
+@jax.custom_jvp
+def _sum_at(P: Array, Y: Array) -> Array:
+    """The sum of singular values by the polar factor `P`, whose own variation does not count."""
+    return jnp.vdot(P, Y)
+
+
+@_sum_at.defjvp
+def _(primals, tangents):
+    return _sum_at(*primals), jnp.vdot(primals[0], tangents[1])
 
 
 @jax.custom_jvp
@@ -111,7 +123,7 @@ def _(primals, tangents):
 
 def between(A: Array, B: Array) -> Array:
     """`BW^2(A, B)` of matrices."""
-    return _solution(A, B)[0]
+    return _solution(False, A, B)[0]
 
 
 def deviation(A: Array, B: Array) -> Array:
@@ -120,24 +132,25 @@ def deviation(A: Array, B: Array) -> Array:
     Where `A` is singular, `T` is the symmetric matrix with `T A = L_B P L_A^T` that is zero between
     vectors outside of the range.
     """
-    return _solution(A, B)[1]
+    return _solution(True, A, B)[1]
 
 
-@jax.custom_jvp
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 @full_precision
-def _solution(A: Array, B: Array) -> tuple[Array, Array, Array]:
+def _solution(mapped: bool, A: Array, B: Array) -> tuple[Array, Array, Array]:
     """Squared distance and deviations of the maps both ways; what is not asked for costs nothing.
 
-    Each decomposition waits for the one before it, see `bwflow.linalg.after`.
+    The distance is made of the polar factor if a map is wanted, which needs that anyway. Each
+    decomposition waits for the one before it, see `bwflow.linalg.after`.
     """
     L, L_whole = triangle(A)
     M, M_whole = triangle(after(B, L))
-    value = procrustes(L, M)
     P = aligned(L, M)
+    value = _residual(P, L, M) if mapped else procrustes(L, M)
     K = inverse(after(L, P), L_whole)
     N = inverse(after(M, K), M_whole)
     close = value <= _CLOSE * (jnp.trace(A) + jnp.trace(B))
-    X, known = _from_equation(A, B, L, L_whole, close)
+    X, known = _from_equation(A, B, close)
     onto, back = (M @ P - L) @ K, (L @ P.T - M) @ N
     return (
         jnp.where(known, jnp.sum((X @ L) ** 2), value),
@@ -148,11 +161,11 @@ def _solution(A: Array, B: Array) -> tuple[Array, Array, Array]:
 
 @partial(_solution.defjvp, symbolic_zeros=True)
 @full_precision
-def _(primals, tangents):
+def _(_, primals, tangents):
     """`T A dX + dX A T = dB - T dA T`, written without the difference of what nearly coincides."""
     A, B = primals
     dA, dB = (_tangent(d) for d in tangents)
-    value, X, Z = solution = _solution(A, B)
+    value, X, Z = solution = _solution(True, A, B)
     slope = jnp.zeros_like(value)
     if dA is not None:
         slope -= jnp.vdot(X, dA)
@@ -201,16 +214,15 @@ def _inverted(X: Array) -> Array:
     return -symmetrize(jnp.linalg.solve(jnp.eye(len(X), dtype=X.dtype) + X, X))
 
 
-def _from_equation(
-    A: Array, B: Array, L: Array, whole: Array, wanted: Array
-) -> tuple[Array, Array]:
+def _from_equation(A: Array, B: Array, wanted: Array) -> tuple[Array, Array]:
     """`X` by iteration of its equation, and whether it was close enough for that."""
     eps = jnp.finfo(A.dtype).eps
 
     # The loop runs if a pair of the batch needs it, and changes all it holds, see
-    # `bwflow.geometry._roots.triangle`.
+    # `bwflow.geometry._roots.triangle`: what was `A` becomes `X`.
     def attempt(state):
-        A, B, L, _, _, _ = state
+        A, B, _, _ = state
+        L, whole = triangle(A)
         K = inverse(L, whole)
         D = B - A
         small = (whole > 0) & (jnp.sum((K @ D @ K.T) ** 2) <= _SMALL_CHANGE**2)
@@ -229,9 +241,8 @@ def _from_equation(
             return X, D - (XA + XA.T + XA @ X), step + 1
 
         X, _, _ = lax.while_loop(unfinished, advance, (jnp.zeros_like(A), D, 0))
-        nothing = jnp.zeros_like(A)
-        return nothing, nothing, nothing, symmetrize(X), small, jnp.zeros_like(wanted)
+        return symmetrize(X), jnp.zeros_like(B), small, jnp.zeros_like(wanted)
 
-    state = (A, B, L, jnp.zeros_like(A), jnp.zeros_like(wanted), wanted)
-    _, _, _, X, known, _ = lax.while_loop(lambda state: state[5], attempt, state)
+    state = (A, B, jnp.zeros_like(wanted), wanted)
+    X, _, known, _ = lax.while_loop(lambda state: state[3], attempt, state)
     return X, known
