@@ -5,6 +5,7 @@ computes, waits and returns. What a user would do once, moving arrays and compil
 A library that is not installed has no sides.
 """
 
+import functools
 import importlib.metadata
 import warnings
 from collections.abc import Callable
@@ -72,9 +73,17 @@ def by_eigenpairs(A, B):
 
 def compiled(function: Callable, *arrays: np.ndarray) -> Call:
     """A function of one pair, compiled and mapped over what more dimensions there are."""
-    for _ in range(arrays[0].ndim - 2):
+    return _compiled(_program(function, arrays[0].ndim - 2), *arrays)
+
+
+@functools.cache
+def _program(function: Callable, dimensions: int) -> Callable:
+    for _ in range(dimensions):
         function = jax.vmap(function)
-    program = jax.jit(function)
+    return jax.jit(function)
+
+
+def _compiled(program: Callable, *arrays: np.ndarray) -> Call:
     given = tuple(map(jnp.asarray, arrays))
     jax.block_until_ready(program(*given))
     return lambda: jax.block_until_ready(program(*given))
@@ -156,7 +165,12 @@ def gradient_by_hand(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def differentiated(function: Callable, *arrays: np.ndarray) -> Call:
-    return compiled(jax.value_and_grad(function), *arrays)
+    return compiled(_slope(function), *arrays)
+
+
+@functools.cache
+def _slope(function: Callable) -> Callable:
+    return jax.value_and_grad(function)
 
 
 def torch_differentiated(function: Callable, *arrays: np.ndarray) -> Call:
@@ -236,10 +250,13 @@ def mean_by_hand(C: np.ndarray, tol: float, most: int = 500) -> np.ndarray:
 
 
 def bwflow_mean(C: np.ndarray, rtol: float) -> Call:
-    mean = partial(bw.geometry.barycenter, rtol=rtol, max_steps=300, throw=False)
-    program = jax.jit(lambda C: mean(C).covariance)
     given = jnp.asarray(C)
-    return lambda: jax.block_until_ready(program(given))
+    return lambda: jax.block_until_ready(_bwflow_mean(given, rtol))
+
+
+@jax.jit
+def _bwflow_mean(C: jax.Array, rtol: float) -> jax.Array:
+    return bw.geometry.barycenter(C, rtol=rtol, max_steps=300, throw=False).covariance
 
 
 def bwflow_mean_eager(C: np.ndarray, rtol: float) -> Call:
