@@ -330,16 +330,21 @@ def markdown(rows, head):
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def in_order(sides):
+    """bwflow first, then by hand, then libraries."""
+    return sorted(sides, key=lambda s: (not s.startswith("bwflow"), "by hand" not in s, str(s)))
+
+
 def ratio_table(seconds, base, first):
     """Rows are sides; times over those of `base`, with milliseconds of that in its row."""
-    middle = median(seconds)
+    middle, ratio = median(seconds), median(seconds / seconds.sel(side=base, drop=True))
     rows = []
-    for side in seconds.side.values:
+    for side in in_order(seconds.side.values):
         cells = [str(side)]
         for case in seconds.case.values:
-            own, other = (float(middle.sel(side=s, case=case)) for s in (side, base))
-            shown = f"{own / other:.2g}" if side != base else f"{own * 1e3:.3g} ms"
-            cells.append("-" if np.isnan(own) else shown)
+            own = float(ratio.sel(side=side, case=case))
+            ms = float(middle.sel(side=side, case=case)) * 1e3
+            cells.append("-" if np.isnan(own) else f"{ms:.3g} ms" if side == base else f"{own:.2g}")
         rows.append(cells)
     return markdown(rows, [first, *map(str, seconds.case.values)])
 
@@ -356,16 +361,17 @@ def verdicts(ds):
     """How far ahead of the fastest of the others, by case, whatever their errors."""
     lines = []
     for name in ("distance", "gradient"):
-        middle = median(ds[f"{name}_seconds"].rename({f"{name}_side": "side"}))
+        seconds = ds[f"{name}_seconds"].rename({f"{name}_side": "side"})
+        middle = median(seconds)
         others = [s for s in middle.side.values if s.startswith(("POT", "pyRiemann", "ott"))]
         if not others:
             continue
         for case in middle[f"{name}_case"].values:
-            row = middle.sel({f"{name}_case": case})
+            row, of = (x.sel({f"{name}_case": case}) for x in (middle, seconds))
             best = min(others, key=lambda s: np.nan_to_num(float(row.sel(side=s)), nan=np.inf))
             cells = [name, str(case), best]
             cells += [
-                f"{float(row.sel(side=best) / row.sel(side=s)):.2f}"
+                f"{float(median(of.sel(side=best) / of.sel(side=s))):.2f}"
                 for s in ("bwflow, residual", "bwflow, trace")
             ]
             lines.append(cells)
