@@ -13,7 +13,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from bwflow.geometry._roots import inverse, root_and_inverse, triangle
+from bwflow.geometry._roots import inverse, root, root_and_inverse, triangle
 from bwflow.linalg import after, full_precision, polar, symmetrize, where_needed
 
 # Sizes up to which polar factors are computed by products on a CPU too; up to which sums of
@@ -60,7 +60,19 @@ def _nuclear_norm(Y: Array) -> Array:
 @full_precision
 def _(primals, tangents):
     (Y,), (dY,) = primals, tangents
-    return _nuclear_norm(Y), jnp.vdot(polar(Y), dY)
+    P = polar(Y)
+    return _sum_at(P, Y), jnp.vdot(P, dY)
+
+
+@jax.custom_jvp
+def _sum_at(P: Array, Y: Array) -> Array:
+    """The sum of singular values by the polar factor `P`, whose own variation does not count."""
+    return jnp.vdot(P, Y)
+
+
+@_sum_at.defjvp
+def _(primals, tangents):
+    return _sum_at(*primals), jnp.vdot(primals[0], tangents[1])
 
 
 @jax.custom_jvp
@@ -107,9 +119,25 @@ def _(primals, tangents):
     return _residual(*primals), slope
 
 
+@jax.custom_jvp
+@full_precision
 def between(A: Array, B: Array) -> Array:
     """`BW^2(A, B)` of matrices."""
-    return _solution(A, B)[0]
+    L, whole = triangle(A)
+    value = procrustes(L, root(after(B, L)))
+    X, known = _from_equation(A, B, L, whole, value)
+    return jnp.where(known, jnp.sum((X @ L) ** 2), value)
+
+
+@partial(between.defjvp, symbolic_zeros=True)
+@full_precision
+def _(primals, tangents):
+    value, X, Z, _ = _solution(*primals)
+    slope = jnp.zeros_like(value)
+    for deviated, d in zip((X, Z), map(_tangent, tangents), strict=True):
+        if d is not None:
+            slope -= jnp.vdot(deviated, d)
+    return value, slope
 
 
 def deviation(A: Array, B: Array) -> Array:
@@ -138,11 +166,10 @@ def _solution(A: Array, B: Array) -> tuple[Array, Array, Array, Array]:
     """
     L, L_whole = triangle(A)
     M, M_whole = triangle(after(B, L))
-    value = procrustes(L, M)
-    close = value <= _CLOSE * (jnp.trace(A) + jnp.trace(B))
-    X, known = _from_equation(A, B, L, L_whole, close)
-    P = aligned(after(L, X), M)
-    K = inverse(after(L, P), L_whole)
+    P = aligned(L, M)
+    value = _residual(P, L, M)
+    X, known = _from_equation(A, B, after(L, P), L_whole, value)
+    K = inverse(after(L, X), L_whole)
     N = inverse(after(M, K), M_whole)
     onto, back = (M @ P - L) @ K, (L @ P.T - M) @ N
     return (
@@ -213,9 +240,10 @@ def _inverted(X: Array) -> Array:
 
 
 def _from_equation(
-    A: Array, B: Array, L: Array, whole: Array, wanted: Array
+    A: Array, B: Array, L: Array, whole: Array, distance: Array
 ) -> tuple[Array, Array]:
     """`X` by iteration of its equation, and whether it was close enough for that."""
+    wanted = distance <= _CLOSE * (jnp.trace(A) + jnp.trace(B))
     otherwise = (jnp.zeros_like(A), jnp.zeros_like(wanted))
     return where_needed(wanted, _by_equation, (A, B, L, whole), otherwise)
 

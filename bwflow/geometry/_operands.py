@@ -111,6 +111,8 @@ def operands(*, together: bool = True, **given: Covariance) -> list[Operand]:
     if together:
         broadcast({x.name: x.array.shape[:-2] for x in found})
     dtype = jnp.result_type(*(x.array for x in found))
+    if all(x.array.dtype == dtype for x in found):
+        return found
     return [Operand(x.name, x.array.astype(dtype), x.kind) for x in found]
 
 
@@ -184,7 +186,7 @@ def mapped(
         x.ndim - core.count(",") - (core != "()") for x, core in zip(arrays, cores, strict=True)
     ]
     arrays = [
-        x.reshape((1,) * (max(leading) - own) + x.shape)
+        x if own == max(leading) else x.reshape((1,) * (max(leading) - own) + x.shape)
         for x, own in zip(arrays, leading, strict=True)
     ]
     kinds = tuple(x.kind for x in given)
