@@ -52,7 +52,7 @@ def barycenters(
     ConvergenceWarning
         If one of them was not found to its tolerance.
     """
-    sets, set_weights, scales = _stacked(X, groups, w)
+    sets, set_weights = _stacked(X, groups, w)
     with in_precision(str(X.dtype)):
         reachable = 100 * float(np.finfo(X.dtype).eps)
         rtol = max(float(_checks.scalar("rtol", rtol, X.dtype, minimum=0.0)), reachable)
@@ -61,7 +61,7 @@ def barycenters(
         )
         failed = np.ravel(np.array(mean.result != geometry.RESULTS.successful))
         sentences = [geometry.RESULTS[_entry(mean.result, int(i))] for i in np.flatnonzero(failed)]
-        S = symmetric(np.array(mean.covariance)) * scales
+        S = symmetric(np.array(mean.covariance))
     if sentences:
         warnings.warn(
             f"{len(sentences)} of {len(S)} barycenters: {sentences[0]}",
@@ -77,27 +77,21 @@ def _entry(result: geometry.RESULTS, i: int) -> geometry.RESULTS:
 
 def _stacked(
     X: np.ndarray, groups: np.ndarray, w: np.ndarray
-) -> tuple[Float[np.ndarray, "k M n n"], Float[np.ndarray, "k M"], Float[np.ndarray, "k 1 1"]]:
-    """One set for each group, filled up with what has no weight; and what they were divided by.
-
-    Units may be such that squares of what is small leave the range: of teslas in single precision.
-    """
+) -> tuple[Float[np.ndarray, "k M n n"], Float[np.ndarray, "k M"]]:
+    """One set for each group, filled up with what has no weight."""
     count, size = int(np.max(groups)) + 1, np.bincount(groups)
     M = max(8, 1 << (int(np.max(size)) - 1).bit_length())
     order = np.argsort(groups, kind="stable")
     rows = groups[order]
     columns = np.arange(len(X)) - (np.cumsum(size) - size)[rows]
-    largest, most = np.zeros(count, X.dtype), np.zeros(count)
-    np.maximum.at(largest, groups, np.max(np.abs(X), axis=(1, 2)))
+    most = np.zeros(count)
     np.maximum.at(most, groups, w)
-    # Powers of two, which round nothing.
-    scales = np.exp2(np.floor(np.log2(np.where(largest > 0, largest, 1))))[:, None, None]
     sets = np.empty((count, M, *X.shape[1:]), X.dtype)
     sets[:] = np.eye(X.shape[1], dtype=X.dtype)
-    sets[rows, columns] = X[order] / scales[rows]
+    sets[rows, columns] = X[order]
     set_weights = np.zeros((count, M), X.dtype)
     set_weights[rows, columns] = (w / most[groups])[order]
-    return sets, set_weights, scales
+    return sets, set_weights
 
 
 def lifts(
