@@ -11,6 +11,8 @@ from bwflow.geometry._barycenters import Barycenter as Barycenter
 from bwflow.geometry._barycenters import barycenter as barycenter
 from bwflow.geometry._barycenters import concluded as concluded
 from bwflow.geometry._barycenters import geometric_median as geometric_median
+from bwflow.geometry._derivatives import riemannian_gradient as riemannian_gradient
+from bwflow.geometry._derivatives import riemannian_hessian as riemannian_hessian
 from bwflow.geometry._distances import bures_wasserstein as bures_wasserstein
 from bwflow.geometry._distances import bures_wasserstein_distance as bures_wasserstein_distance
 from bwflow.geometry._distances import frechet_distance as frechet_distance
@@ -31,6 +33,4 @@ from bwflow.geometry._tangents import inner_product as inner_product
 from bwflow.geometry._tangents import log as log
 from bwflow.geometry._tangents import norm as norm
 from bwflow.geometry._tangents import parallel_transport as parallel_transport
-from bwflow.geometry._tangents import riemannian_gradient as riemannian_gradient
-from bwflow.geometry._tangents import riemannian_hessian as riemannian_hessian
 from bwflow.geometry._tangents import tangent_projection as tangent_projection

@@ -57,7 +57,7 @@ def log(A: Covariance, B: Covariance) -> Float[Array, "*batch n k"]:
     [[4.]] [[2.]]
     """
     given = _operands.operands(A=A, B=B)
-    return _operands.mapped(_log, given, [], _space(given[0]))
+    return _operands.mapped(_log, given, [], space(given[0]))
 
 
 def _log(kinds: tuple[Kind, ...], A: Array, B: Array) -> Array:
@@ -105,7 +105,7 @@ def exp(A: Covariance, V: ArrayLike) -> Float[Array, "*batch n n"] | Factor:
     [[9.]]
     """
     given = [_operands.operand("A", A)]
-    found = _operands.mapped(_exp, given, _vectors(given, V=V), _space(given[0]))
+    found = _operands.mapped(_exp, given, vectors(given, V=V), space(given[0]))
     return Factor(found) if given[0].kind == "factor" else found
 
 
@@ -145,7 +145,7 @@ def inner_product(A: Covariance, U: ArrayLike, V: ArrayLike) -> Float[Array, "*b
     2.0
     """
     given = [_operands.operand("A", A)]
-    return _operands.mapped(_inner, given, _vectors(given, U=U, V=V), "()")
+    return _operands.mapped(_inner, given, vectors(given, U=U, V=V), "()")
 
 
 def _inner(kinds: tuple[Kind, ...], A: Array, U: Array, V: Array) -> Array:
@@ -166,7 +166,7 @@ def norm(A: Covariance, V: ArrayLike) -> Float[Array, "*batch"]:
     1.4142
     """
     given = [_operands.operand("A", A)]
-    (vector,) = _vectors(given, V=V)
+    (vector,) = vectors(given, V=V)
     return positive_power(_operands.mapped(_inner, given, [vector, vector], "()"), 0.5)
 
 
@@ -203,10 +203,10 @@ def tangent_projection(A: Covariance, V: ArrayLike) -> Float[Array, "*batch n k"
      [1. 0.]]
     """
     given = [_operands.operand("A", A)]
-    return _operands.mapped(_project, given, _vectors(given, V=V), _space(given[0]))
+    return _operands.mapped(project, given, vectors(given, V=V), space(given[0]))
 
 
-def _project(kinds: tuple[Kind, ...], A: Array, V: Array) -> Array:
+def project(kinds: tuple[Kind, ...], A: Array, V: Array) -> Array:
     if kinds[0] == "factor":
         return V - A @ _vertical(A, A.T @ V)
     V, R = symmetrize(V), projection(A)
@@ -310,8 +310,9 @@ def parallel_transport(
     """
     given = _operands.operands(A=A, B=B)
     num_steps = _checks.positive_int("num_steps", num_steps)
-    vectors, space = _vectors(given, V=V), _space(given[0])
-    return _operands.mapped(_transported, given, vectors, space, num_steps=num_steps)
+    return _operands.mapped(
+        _transported, given, vectors(given, V=V), space(given[0]), num_steps=num_steps
+    )
 
 
 def _transported(kinds: tuple[Kind, ...], A: Array, B: Array, V: Array, *, num_steps: int) -> Array:
@@ -343,116 +344,18 @@ def _transported(kinds: tuple[Kind, ...], A: Array, B: Array, V: Array, *, num_s
     return ZF + ZF.T
 
 
-def riemannian_gradient(A: Covariance, E: ArrayLike) -> Float[Array, "*batch n k"]:
-    """The gradient on the manifold, from the Euclidean one in the covariance.
-
-    `2 (E A + A E)`; at a factor the lift `2 E F`, which is also the derivative of `f(F F^T)` in
-    `F`.
-
-    Parameters
-    ----------
-    A
-        Covariance.
-    E
-        Euclidean gradient of a function of covariances at `A`, symmetric `n x n`.
-
-    Returns
-    -------
-    Array
-        The tangent vector with `<gradient, V>_A = tr (E V)` for all `V`.
-
-    Raises
-    ------
-    ValueError
-        If `A` is no covariance, or if `E` is no real finite matrix of its size.
-
-    Examples
-    --------
-    >>> import jax, jax.numpy as jnp
-    >>> import bwflow as bw
-    >>> A, B = jnp.eye(2), 4.0 * jnp.eye(2)
-    >>> E = jax.grad(bw.bures_wasserstein)(A, B) / 2
-    >>> bool(jnp.allclose(bw.geometry.riemannian_gradient(A, E), -bw.geometry.log(A, B)))
-    True
-    """
-    given = [_operands.operand("A", A)]
-    return _operands.mapped(_gradient, given, _symmetric(given[0], E=E), _space(given[0]))
-
-
-def _gradient(kinds: tuple[Kind, ...], A: Array, E: Array) -> Array:
-    EA = 2 * symmetrize(E) @ A
-    return EA if kinds[0] == "factor" else EA + EA.T
-
-
-def riemannian_hessian(
-    A: Covariance, E: ArrayLike, dE: ArrayLike, V: ArrayLike
-) -> Float[Array, "*batch n k"]:
-    """The Hessian on the manifold along `V`, from the Euclidean gradient and its derivative.
-
-    `2 (dE A + A dE + E S A + A S E)` with `S A + A S = V`; at a factor the horizontal part of
-    `2 (dE F + E Z)`.
-
-    Parameters
-    ----------
-    A
-        Covariance.
-    E
-        Euclidean gradient at `A`, symmetric `n x n`.
-    dE
-        Its derivative along `V`, the Euclidean Hessian applied to `V`; at a factor along
-        `F Z^T + Z F^T`.
-    V
-        Tangent vector at `A`.
-
-    Returns
-    -------
-    Array
-        A tangent vector: the covariant derivative of the gradient along `V`.
-
-    Raises
-    ------
-    ValueError
-        As `exp` and `riemannian_gradient` do.
-
-    Examples
-    --------
-    >>> import jax, jax.numpy as jnp
-    >>> import bwflow as bw
-    >>> A, V = 4.0 * jnp.eye(1), jnp.ones((1, 1))
-    >>> E, dE = jax.jvp(jax.grad(lambda A: bw.bures_wasserstein(A, jnp.eye(1)) / 2), (A,), (V,))
-    >>> print(bw.geometry.riemannian_hessian(A, E, dE, V))
-    [[1.]]
-    """
-    given = [_operands.operand("A", A)]
-    extra = [*_symmetric(given[0], E=E, dE=dE), *_vectors(given, V=V)]
-    return _operands.mapped(_hessian, given, extra, _space(given[0]))
-
-
-def _hessian(kinds: tuple[Kind, ...], A: Array, E: Array, dE: Array, V: Array) -> Array:
-    E, dE = symmetrize(E), symmetrize(dE)
-    if kinds[0] == "factor":
-        return _project(kinds, A, 2 * (dE @ A + E @ V))
-    S = symmetric_sylvester(A, symmetrize(V))
-    H = 2 * (dE @ A + E @ (S @ A))
-    return H + H.T
-
-
-def _space(of: Operand) -> str:
+def space(of: Operand) -> str:
     """Dimensions of the tangent vectors at a covariance."""
     return "(n,n)" if of.kind == "matrix" else "(n,k)"
 
 
-def _vectors(given: list[Operand], **vectors: ArrayLike) -> list[tuple[Array, str]]:
+def vectors(given: list[Operand], **vectors: ArrayLike) -> list[tuple[Array, str]]:
     """Tangent vectors at the first of the covariances."""
     of = given[0]
-    return _shaped(given, of.array.shape[-2:], _space(of), vectors)
+    return shaped(given, of.array.shape[-2:], space(of), vectors)
 
 
-def _symmetric(of: Operand, **matrices: ArrayLike) -> list[tuple[Array, str]]:
-    return _shaped([of], (of.dim, of.dim), "(n,n)", matrices)
-
-
-def _shaped(
+def shaped(
     given: list[Operand], shape: tuple[int, ...], core: str, arrays: dict[str, ArrayLike]
 ) -> list[tuple[Array, str]]:
     found = {name: _operands.batch(name, x, 2) for name, x in arrays.items()}
