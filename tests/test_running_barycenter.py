@@ -135,21 +135,21 @@ def test_it_is_carried_by_a_scan_and_jitted_with_the_results_of_a_loop():
 
 @pytest.mark.once
 def test_the_error_falls_as_the_root_of_the_number_of_batches():
-    """Of random matrices around one, by a factor of 10 for a hundred times as many."""
+    """Of matrices drawn from a list, by a factor of 10 for a hundred times as many."""
     rng = np.random.default_rng(0)
-    X = np.eye(SIZE) + 0.4 * rng.normal(size=(4000, SIZE, SIZE))
+    X = np.eye(SIZE) + 0.4 * rng.normal(size=(100, SIZE, SIZE))
     data = array(X @ np.swapaxes(X, 1, 2))
     centre = geometry.barycenter(data, rtol=1e-8).covariance
 
-    def step(running, A):
-        running = running.update(A[None])
-        return running, running.covariance
+    def step(running, i):
+        running = running.update(data[i][None])
+        return running, jnp.linalg.norm(running.covariance - centre)
 
-    order = np.stack([rng.permutation(4000) for _ in range(8)])
-    runs = jax.jit(jax.vmap(lambda data: jax.lax.scan(step, begun(), data)[1]))(data[order])
-    errors = jnp.mean(jnp.linalg.norm(runs - centre, axis=(-2, -1)), axis=0)
-    assert 0.05 < errors[1999] / errors[19] < 0.2
-    assert errors[-1] < 0.02 * jnp.linalg.norm(centre)
+    order = jnp.asarray(rng.integers(100, size=(16, 1000)))
+    errors = jax.jit(jax.vmap(lambda order: jax.lax.scan(step, begun(), order)[1]))(order)
+    after_ten, after_all = jnp.mean(errors[:, 9]), jnp.mean(errors[:, -1])
+    assert 0.05 < after_all / after_ten < 0.2
+    assert after_all < 0.05 * jnp.linalg.norm(centre)
 
 
 TWO = np.stack([np.eye(2)] * 2)
