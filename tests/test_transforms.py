@@ -71,6 +71,10 @@ TABLE = {
     ),
     "optimal_coupling": (geometry.optimal_coupling, (S, SECOND)),
     "geodesic": (geometry.geodesic, (S, SECOND, array(0.3))),
+    "interpolate": (
+        lambda A, B, t: geometry.interpolate(jnp.stack([A, B, A + B]), jnp.arange(3.0), t),
+        (S, SECOND, array(1.3)),
+    ),
     "log": (geometry.log, (S, SECOND)),
     "log of factors": (lambda F, G: geometry.log(Factor(F), Factor(G)), (W[:, :2], OTHER)),
     "exp": (geometry.exp, (S, 0.1 * SECOND)),
@@ -97,6 +101,12 @@ TABLE = {
             geometry.geometric_median(jnp.stack([A, B, A + B]), smoothing=eps, **TO_ROUNDING)
         ),
         (S, SECOND, array(0.1)),
+    ),
+    "RunningBarycenter": (
+        lambda A, B, weight: (
+            geometry.RunningBarycenter(A, weight).update(jnp.stack([B, A + B])).covariance
+        ),
+        (S, SECOND, array(1.5)),
     ),
     "frobenius": (lambda W, tau: bw.frobenius(W, TARGET, tau=tau), (W, array(0.1))),
     "end_to_end": (bw.end_to_end, (PAIR,)),
@@ -277,6 +287,7 @@ def test_single_precision_stays_single(name):
         "transport",
         "optimal_coupling",
         "geodesic",
+        "interpolate",
         "log",
         "log of factors",
         "exp",
@@ -288,6 +299,7 @@ def test_single_precision_stays_single(name):
         "riemannian_hessian",
         "barycenter",
         "geometric_median",
+        "RunningBarycenter",
         "symmetric_sylvester",
         "Target.from_samples",
         "sampling_error",
