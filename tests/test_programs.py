@@ -46,6 +46,10 @@ def median(A):
     return geometry.geometric_median(A, smoothing=0.1, throw=False).covariance
 
 
+def running(start):
+    return geometry.RunningBarycenter(start, 1.0)
+
+
 def of_factors(function):
     return lambda *given: function(*map(Factor, given))
 
@@ -72,6 +76,8 @@ FUNCTIONS = {
     "barycenter of factors": (of_factors(mean), (F,)),
 }
 VALUES = FUNCTIONS | {
+    "barycenter from a start": (lambda S, A: mean(A, start=S), (B[0], A)),
+    "running barycenter": (lambda S, A, B: running(S).update(A).update(B).covariance, (A[0], A, B)),
     "map": (geometry.transport_map, (A, B)),
     "map of factors": (of_factors(geometry.transport_map), (F, G)),
     "entropic barycenter": (lambda A: mean(A, entropy=0.1), (A,)),
@@ -186,3 +192,17 @@ def test_roots_of_a_mixed_batch_are_those_of_each():
         assert_close(found[i], np.linalg.cholesky(mixed[i]), 1e-14)
     assert np.linalg.matrix_rank(found[1]) == 2
     assert not np.any(found[3])
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("n", [6, 150])
+def test_programs_for_accelerators_call_neither_the_host_nor_its_libraries(platform, n):
+    given = jnp.broadcast_to(jnp.eye(n), (BATCH, n, n))
+
+    def everything(A):
+        distance = jax.value_and_grad(lambda A: jnp.sum(bw.bures_wasserstein(A, A[::-1])))
+        return distance(A), geometry.geodesic(A, A[::-1], 0.3), mean(A)
+
+    text = jax.jit(everything).trace(given).lower(lowering_platforms=(platform,)).as_text()
+    assert "lapack" not in text
+    assert "callback" not in text

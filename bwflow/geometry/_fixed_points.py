@@ -83,7 +83,7 @@ def _one_set(
     if start is None:
         first = _first(problem.rank, lax.stop_gradient(L), lax.stop_gradient(w))
     else:
-        first = as_root(lax.stop_gradient(start), kinds[1]) / unit
+        first = as_root(after(lax.stop_gradient(start), L), kinds[1]) / unit
 
     def improved(F: Array) -> tuple[Array, Array]:
         return _step(problem, scale, w, L, F)

@@ -10,7 +10,7 @@ from bwflow.geometry import _operands
 from bwflow.geometry._barycenters import counted, listed
 from bwflow.geometry._fixed_points import Problem, average
 from bwflow.geometry._operands import Covariance, Factor, Kind, as_root
-from bwflow.linalg import full_precision, settled
+from bwflow.linalg import after, full_precision, settled
 
 
 class RunningBarycenter(eqx.Module):
@@ -105,7 +105,7 @@ class RunningBarycenter(eqx.Module):
 @eqx.filter_jit
 @full_precision
 def _moved(kind: Kind, F: Array, weight: Array, C: Array, w: Array) -> tuple[Array, Array]:
-    C, w = C.astype(F.dtype), w.astype(F.dtype)
+    C, w = after(C.astype(F.dtype), F), w.astype(F.dtype)
     batch = jnp.sum(w)
     C = jnp.where(w[:, None, None] > 0, C, jnp.eye(*C.shape[1:], dtype=C.dtype))
     L = jax.vmap(lambda A: as_root(A, kind))(C)
