@@ -29,6 +29,12 @@ def rounded(X):
     return np.array(X.tolist(), dtype=np.float64)
 
 
+@in_digits
+def residual(A, B, T):
+    """`B - T A T`."""
+    return rounded(exact(B) - exact(T) * exact(A) * exact(T))
+
+
 def trace(X):
     return sum(X[i, i] for i in range(X.rows))
 

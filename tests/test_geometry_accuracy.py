@@ -15,6 +15,7 @@ from helpers import EPS, array, assert_close, by_precision, random_target
 import bwflow as bw
 from bwflow import geometry
 from bwflow.geometry import Factor
+from bwflow.geometry._residuals import residual
 
 N, SEEDS = 6, (0, 1, 2)
 value_and_gradient = jax.jit(jax.value_and_grad(bw.bures_wasserstein))
@@ -70,11 +71,28 @@ def test_squared_distance_of_one_bad_matrix_loses_what_its_rounding_is_worth(con
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     ("conditions", "tolerance"),
-    [((10.0, 10.0), 1e-14), ((1e8, 1e8), 1e-10), ((1e12, 1e12), 1e-5)],
+    [
+        ((10.0, 10.0), 1e-14),
+        ((1e8, 1e8), 1e-14),
+        ((1e8, 10.0), 1e-14),
+        ((1e12, 1e12), 1e-9),
+        ((1e12, 10.0), 1e-9),
+        ((10.0, 1e12), 1e-9),
+    ],
 )
 def test_gradient_is_identity_minus_the_map(conditions, tolerance, seed):
     A, B = pair(seed, conditions)
     assert_accurate(value_and_gradient(A, B)[1], minus(oracles.deviation(A, B)), tolerance)
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e4])
+def test_residual_of_a_map_has_twice_the_precision(condition):
+    A, T = (np.asarray(array(covariance(seed, N, condition))) for seed in range(2))
+    B = np.asarray(T @ A @ T, A.dtype)
+    # Only rounding is left, which a product in one precision would get wrong altogether.
+    expected = oracles.residual(A, B, T)
+    assert 0 < np.max(np.abs(expected)) < 30 * EPS
+    assert np.max(np.abs(residual(*map(jnp.asarray, (A, B, T))) - expected)) < 1e-3 * EPS
 
 
 @pytest.mark.float64

@@ -13,6 +13,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
+from bwflow.geometry._residuals import residual
 from bwflow.geometry._roots import inverse, root, root_and_inverse, triangle
 from bwflow.linalg import after, full_precision, polar, symmetrize, where_needed
 
@@ -25,6 +26,8 @@ _CANCELLING = 0.1
 _CLOSE = 1e-3
 # Largest `||L_A^{-1} D L_A^{-T}||` at which the equation is iterated; each step gains that factor.
 _SMALL_CHANGE, _MOST_STEPS = 0.1, 30
+# Power of the rounding: the condition of a root from which on the map is refined.
+_UNSOUND = -1 / 4
 
 
 def aligned(F: Array, G: Array) -> Array:
@@ -172,10 +175,18 @@ def _solution(A: Array, B: Array) -> tuple[Array, Array, Array, Array]:
     K = inverse(after(L, X), L_whole)
     N = inverse(after(M, K), M_whole)
     onto, back = (M @ P - L) @ K, (L @ P.T - M) @ N
+    conditions = [jnp.sum(L**2) * jnp.sum(K**2), jnp.sum(M**2) * jnp.sum(N**2)]
+    spread = jnp.sqrt(jnp.maximum(*conditions))
+    unsound = ~known & (L_whole > 0) & (M_whole > 0)
+    unsound &= spread > float(jnp.finfo(L.dtype).eps) ** _UNSOUND
+    onto = symmetrize(2 * onto - L @ (K @ onto))
+    onto = where_needed(unsound, _refined, (A, B, L, K, onto), onto)
+    back = symmetrize(2 * back - M @ (N @ back))
+    back = where_needed(unsound, _refined, (B, A, after(M, onto), N, back), back)
     return (
         jnp.where(known, jnp.sum((X @ L) ** 2), value),
-        jnp.where(known, X, symmetrize(2 * onto - L @ (K @ onto))),
-        jnp.where(known, _inverted(after(X, N)), symmetrize(2 * back - M @ (N @ back))),
+        jnp.where(known, X, onto),
+        jnp.where(known, _inverted(after(X, back)), back),
         jnp.where(L_whole > 0, jnp.eye(len(A), dtype=A.dtype), L @ K),
     )
 
@@ -232,6 +243,12 @@ def _solve(X: Array, L: Array, K: Array, C: Array) -> Array:
         lambda _, C: K.T @ solved(L.T @ C @ L) @ K,
         lambda _, C: L @ solved(K @ C @ K.T) @ L.T,
     )
+
+
+def _refined(A: Array, B: Array, L: Array, K: Array, X: Array) -> Array:
+    """A step of Newton's method for the map, with its residual in twice the precision."""
+    T = X + jnp.eye(len(X), dtype=X.dtype)
+    return X + symmetrize(_solve(X, L, K, symmetrize(residual(A, B, T))))
 
 
 def _inverted(X: Array) -> Array:

@@ -60,6 +60,8 @@ def bures_wasserstein(
     conditions while these are alike. A matrix has no better meaning than its rounding: an error of
     `eps` in its entries moves the distance by up to `eps (||T|| ||A|| + ||T'|| ||B||)`, with the
     maps `T`, `T'` both ways, and that is reached: 1e-12 for a condition of 1e12 beside one of 10.
+    The gradient is refined with a residual in twice the precision: of matrices as they stand it is
+    right to some `eps` at conditions of 1e8, and to 1e-10 at 1e12.
     Eigenvalues below `n eps` times the largest count as 0.
 
     Of factors that nearly coincide, at a distance `d`, it is `eps ||F|| / d`: the difference of two

@@ -42,7 +42,8 @@ def transport_map(A: Covariance, B: Covariance) -> Float[Array, "*batch n n"]:
     -----
     Cost: that of `bures_wasserstein` and a triangular inverse. The gradient of `bures_wasserstein`
     in `A` is `I - T`. Between matrices that nearly coincide `T - I` has full relative accuracy, and
-    so have derivatives; otherwise `T` is off by some `eps cond(A)^{1/2} cond(B)^{1/2}`. For
+    so have derivatives; otherwise it is that of `T`, refined with a
+    residual in twice the precision where `A` or `B` is ill conditioned. For
     factors, `transport` moves points without a matrix of size `n x n`.
 
     References
