@@ -296,8 +296,8 @@ def _found(
         raise ValueError(f"entropy must be 0 for a rank below {n}; got rank={problem.rank}.")
     if rtol is None:
         rtol = max(1e-10, 100 * float(jnp.finfo(dtype).eps))
-    tolerance = jnp.asarray(_checks.scalar("rtol", rtol, dtype, minimum=0.0))
-    steps = jnp.asarray(_checks.positive_int("max_steps", max_steps))
+    tolerance = _checks.scalar("rtol", rtol, dtype, minimum=0.0)
+    steps = _checks.positive_int("max_steps", max_steps)
     points = None if means is None else _operands.vector("means", means, given)
     if points is not None and not _fits(points.shape[:-1], shape):
         raise ValueError(
@@ -306,8 +306,9 @@ def _found(
     centre = None if points is None else _centre(w, points)
     first_array = None if first is None else first.array
     kinds = (given.kind, "matrix" if first is None else first.kind)
+    numbers = (jnp.asarray(x) for x in (scale, tolerance, steps))
     F, objective, residual, gap, count, code = settled(
-        solved(problem, kinds, given.array, w, jnp.asarray(scale), tolerance, steps, first_array)
+        solved(problem, kinds, given.array, w, *numbers, first_array)
     )
     found = ended(F, objective, residual, gap, count.astype(jnp.result_type(int)), code)
     return concluded(eqx.tree_at(lambda x: x.mean, found, centre, is_leaf=_nothing), throw)

@@ -274,16 +274,18 @@ def frechet_distance(
     >>> print(f"{bw.geometry.frechet_distance(X, 2 * X):.3f}")
     3.249
     """
-    (a, A), (b, B) = (_statistics(name, x, ddof) for name, x in (("X", X), ("Y", Y)))
-    if a.shape != b.shape:
-        raise ValueError(f"X and Y must have as many features; got {a.size} and {b.size}.")
+    given = {name: _given(name, x, ddof) for name, x in (("X", X), ("Y", Y))}
+    widths = [mean.shape[-1] for mean, _ in given.values()]
+    if widths[0] != widths[1]:
+        raise ValueError(f"X and Y must have as many features; got {widths[0]} and {widths[1]}.")
+    (a, A), (b, B) = (_statistics(*x) for x in given.values())
     return gaussian_wasserstein(a, A, b, B)
 
 
-def _statistics(
+def _given(
     name: str, x: ArrayLike | Moments | Statistics, ddof: int
-) -> tuple[Array, Covariance]:
-    """Mean and covariance, the latter as a factor if it comes from samples."""
+) -> tuple[Array, Covariance | int]:
+    """Mean and covariance; or samples, and what the sums of their squares are divided by."""
     if isinstance(x, Moments):
         return jnp.asarray(x.mean, x.dtype), Factor(x.factor(ddof=ddof))
     if isinstance(x, tuple):
@@ -292,8 +294,12 @@ def _statistics(
         covariance = _operands.operand(f"{name}[1]", x[1])
         return _operands.vector(f"{name}[0]", x[0], covariance), x[1]
     X = _checks.real_array(name, x, ndim=2)
-    count = divisor(name, X.shape[0], ddof)
-    return settled(_fitted(X, count))
+    return X, divisor(name, X.shape[0], ddof)
+
+
+def _statistics(X: Array, covariance: Covariance | int) -> tuple[Array, Covariance]:
+    """Mean and covariance, the latter as a factor if it comes from samples."""
+    return settled(_fitted(X, covariance)) if isinstance(covariance, int) else (X, covariance)
 
 
 @jax.jit
