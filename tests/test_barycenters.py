@@ -449,3 +449,10 @@ def test_the_objective_differentiates_as_a_minimum():
     for w, A, found in zip(WEIGHTS, EASY, gradient, strict=True):
         symmetrised = (found + found.T) / 2
         assert_close(symmetrised, -w * oracles.rounded(oracles.deviation(A, S)), 1e-11)
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("exponent", [-300, -150, 150, 300])
+def test_units_do_not_matter(exponent):
+    found = covariance_of(array(EASY * 10.0**exponent))
+    assert_close(found / 10.0**exponent, oracles.rounded(reference("easy")[0]), 1e-9)

@@ -73,11 +73,13 @@ def _one_set(
     start: Array | None = None,
 ) -> tuple[Array, ...]:
     w = w / jnp.sum(w)
-    C = jnp.where(w[:, None, None] > 0, C, jnp.eye(*C.shape[1:], dtype=C.dtype))
+    counts = w[:, None, None] > 0
+    C = jnp.where(counts, C, jnp.eye(*C.shape[1:], dtype=C.dtype))
     L = jax.vmap(partial(as_root, kind=kinds[0]))(C)
     # Squares of norms have to be in range. Entropy has units.
-    unit = jnp.ones((), C.dtype) if problem.kind == "entropic" else _unit(L)
-    L = L / unit
+    plain = problem.kind == "entropic"
+    unit = jnp.ones((), C.dtype) if plain else _unit(jnp.where(counts, L, 0.0))
+    L = jnp.where(counts, L / unit, L)
     if problem.kind == "median":
         scale = scale / unit
     if start is None:
