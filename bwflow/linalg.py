@@ -162,7 +162,7 @@ def _(method, primals, tangents):
     return P, _solve_moduli(after(Y, P), P, Z - P @ Z.T @ P)
 
 
-def _reciprocal(x: Array) -> Array:
+def reciprocal(x: Array) -> Array:
     """`1 / x`, and 0 at 0."""
     return jnp.where(x > 0, 1 / jnp.where(x > 0, x, 1.0), 0.0)
 
@@ -176,8 +176,8 @@ def _solve_moduli(Y: Array, P: Array, C: Array) -> Array:
         UC, CV = U.T @ C, C @ Vt.T
         core = UC @ Vt.T
         # Three parts: range x range, range x null, null x range; null x null has no equation.
-        inside = core * _reciprocal(s[:, None] + s[None, :])
-        inverse = _reciprocal(s)
+        inside = core * reciprocal(s[:, None] + s[None, :])
+        inverse = reciprocal(s)
         rightward = inverse[:, None] * (UC - core @ Vt)
         downward = (CV - U @ core) * inverse[None, :]
         return U @ (inside @ Vt + rightward) + downward @ Vt
@@ -221,6 +221,6 @@ def symmetric_sylvester(H: Float[Array, "n n"], C: Float[Array, "n n"]) -> Float
     def solve(_, C):
         h, Q = jnp.linalg.eigh(lax.stop_gradient(H))
         h = jnp.where(range_mask(h, h.size), h, 0.0)
-        return Q @ ((Q.T @ C @ Q) * _reciprocal(h[:, None] + h[None, :])) @ Q.T
+        return Q @ ((Q.T @ C @ Q) * reciprocal(h[:, None] + h[None, :])) @ Q.T
 
     return lax.custom_linear_solve(lambda X: H @ X + X @ H, C, solve, symmetric=True)

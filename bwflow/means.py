@@ -15,7 +15,14 @@ from bwflow import _checks, _units, geometry, store
 from bwflow._process import in_precision
 from bwflow._units import Grid
 from bwflow.geometry import Barycenter, Factor
-from bwflow.geometry.streaming import Iteration, contribution, finished, sketch, sketched
+from bwflow.geometry.streaming import (
+    Iteration,
+    contribution,
+    finished,
+    sketch,
+    sketched,
+    usual_rtol,
+)
 
 _VERSION = "means-1"
 
@@ -112,8 +119,7 @@ def barycenter(
             raise ValueError(f"start must be {n} x {rank}; got shape {start.factor.shape}.")
     max_passes = _checks.positive_int("max_passes", max_passes)
     memory = _checks.integer("memory", memory, minimum=0)
-    if rtol is None:
-        rtol = max(1e-10, 100 * float(np.finfo(first.dtype).eps))
+    rtol = usual_rtol(first.dtype) if rtol is None else rtol
     _checks.scalar("rtol", rtol, first.dtype, minimum=0.0)
     path = store.place(path)
     with in_precision(str(first.dtype)):

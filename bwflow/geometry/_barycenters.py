@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from bwflow import _checks
 from bwflow.geometry import _operands
-from bwflow.geometry._fixed_points import Problem, solved
+from bwflow.geometry._fixed_points import Problem, solved, usual_rtol
 from bwflow.geometry._operands import Covariance, Factor, Operand
 from bwflow.linalg import settled
 
@@ -294,8 +294,7 @@ def _found(
     w = counted(weights, mask, given)
     if kind == "entropic" and problem.rank < n:
         raise ValueError(f"entropy must be 0 for a rank below {n}; got rank={problem.rank}.")
-    if rtol is None:
-        rtol = max(1e-10, 100 * float(jnp.finfo(dtype).eps))
+    rtol = usual_rtol(dtype) if rtol is None else rtol
     tolerance = _checks.scalar("rtol", rtol, dtype, minimum=0.0)
     steps = _checks.positive_int("max_steps", max_steps)
     points = None if means is None else _operands.vector("means", means, given)

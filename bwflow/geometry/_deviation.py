@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from bwflow.geometry._residuals import residual
 from bwflow.geometry._roots import inverse, root, root_and_inverse, triangle
-from bwflow.linalg import after, full_precision, polar, symmetrize, where_needed
+from bwflow.linalg import after, full_precision, polar, reciprocal, symmetrize, where_needed
 
 # Sizes up to which polar factors are computed by products on a CPU too; up to which sums of
 # singular values are; and up to which squared distances are, without a look at those.
@@ -98,11 +98,7 @@ def procrustes(F: Array, G: Array) -> Array:
 @procrustes.defjvp
 @full_precision
 def _(primals, tangents):
-    (F, G), (dF, dG) = primals, tangents
-    P = aligned(F, G)
-    moved = G @ P
-    slope = jnp.vdot(2 * (F - moved), dF) + jnp.vdot(2 * (G - F @ P.T), dG)
-    return _residual(P, F, G), slope
+    return jax.jvp(partial(_residual, aligned(*primals)), primals, tangents)
 
 
 @jax.custom_jvp
@@ -233,9 +229,7 @@ def _solve(X: Array, L: Array, K: Array, C: Array) -> Array:
 
     def solved(C: Array) -> Array:
         h, Q = jnp.linalg.eigh(lax.stop_gradient(symmetrize(L.T @ L + L.T @ X @ L)))
-        sums = h[:, None] + h[None, :]
-        inverse = jnp.where(sums > 0, 1 / jnp.where(sums > 0, sums, 1.0), 0.0)
-        return Q @ ((Q.T @ C @ Q) * inverse) @ Q.T
+        return Q @ ((Q.T @ C @ Q) * reciprocal(h[:, None] + h[None, :])) @ Q.T
 
     return lax.custom_linear_solve(
         lambda Z: TA @ Z + Z @ TA.T,

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax import lax
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, DTypeLike
 
 from bwflow.geometry._deviation import aligned
 from bwflow.geometry._operands import Kind, as_root
@@ -25,7 +25,7 @@ from bwflow.linalg import after, full_precision, symmetrize
 
 # The share of the plain step's decrease, at least `||F - G(F)||^2`, that an accelerated one owes.
 _DECREASE = 0.1
-SKETCH = 20230303
+_SKETCH = 20230303
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ def _one_set(
     start: Array | None = None,
 ) -> tuple[Array, ...]:
     w = w / jnp.sum(w)
-    counts = w[:, None, None] > 0
-    C = jnp.where(counts, C, jnp.eye(*C.shape[1:], dtype=C.dtype))
+    counts = w > 0
+    C = filled(C, counts)
     L = jax.vmap(partial(as_root, kind=kinds[0]))(C)
     # Squares of norms have to be in range. Entropy has units.
     plain = problem.kind == "entropic"
-    unit = jnp.ones((), C.dtype) if plain else _unit(jnp.where(counts, L, 0.0))
-    L = jnp.where(counts, L / unit, L)
+    unit = jnp.ones((), C.dtype) if plain else _unit(jnp.where(counts[:, None, None], L, 0.0))
+    L = jnp.where(counts[:, None, None], L / unit, L)
     if problem.kind == "median":
         scale = scale / unit
     if start is None:
@@ -105,6 +105,21 @@ def _one_set(
     return F * unit, objective * value, jnp.linalg.norm(r) * unit, gap * unit**2, count, code
 
 
+def usual_rtol(dtype: DTypeLike) -> float:
+    """1e-10, or what rounding allows."""
+    return max(1e-10, 100 * float(jnp.finfo(dtype).eps))
+
+
+def filled(C: Array, counts: Array) -> Array:
+    """Identities in place of what does not count."""
+    return jnp.where(counts[:, None, None], C, jnp.eye(*C.shape[1:], dtype=C.dtype))
+
+
+def sketch(n: int, rank: int, dtype: DTypeLike) -> Array:
+    """Gaussian directions, always the same."""
+    return jax.random.normal(jax.random.key(_SKETCH), (n, rank), dtype=dtype)
+
+
 def _unit(L: Array) -> Array:
     """The power of two at the largest entry."""
     largest = jnp.max(jnp.abs(lax.stop_gradient(L)))
@@ -119,8 +134,7 @@ def _first(rank: int, L: Array, w: Array) -> Array:
     if rank >= n:
         F = root(columns @ columns.T)
         return jnp.concatenate([F, jnp.zeros((n, rank - n), F.dtype)], axis=1)
-    sketch = jax.random.normal(jax.random.key(SKETCH), (n, rank), dtype=L.dtype)
-    Q, _ = jnp.linalg.qr(columns @ (columns.T @ sketch))
+    Q, _ = jnp.linalg.qr(columns @ (columns.T @ sketch(n, rank, L.dtype)))
     inside = Q.T @ columns
     return Q @ root(inside @ inside.T)
 

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, DTypeLike, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from bwflow import _checks
 from bwflow.covariances import Target, covariance_matrices
@@ -144,12 +144,9 @@ def vector(name: str, x: ArrayLike, of: Operand) -> Array:
     return array.astype(of.array.dtype)
 
 
-def number(
-    name: str, x: ArrayLike, given: list[Operand], *, dtype: DTypeLike | None = None, **bounds: Any
-) -> Array:
+def number(name: str, x: ArrayLike, given: list[Operand], **bounds: Any) -> Array:
     """Numbers in range, whose dimensions go together with the batches."""
-    dtype = given[0].array.dtype if dtype is None else dtype
-    array = jnp.asarray(_checks.numbers(name, x, dtype, **bounds))
+    array = jnp.asarray(_checks.numbers(name, x, given[0].array.dtype, **bounds))
     broadcast({x.name: x.array.shape[:-2] for x in given} | {name: array.shape})
     return array
 

@@ -15,6 +15,7 @@ from bwflow.linalg import (
     full_precision,
     range_mask,
     range_svd,
+    reciprocal,
     symmetrize,
     where_needed,
 )
@@ -70,9 +71,8 @@ def inverse(L: Float[Array, "n k"], triangular: Array) -> Float[Array, "k n"]:
     eye = jnp.eye(len(L), dtype=L.dtype)
     safe = jnp.where(triangular > 0, L, eye)
     solved = lax.linalg.triangular_solve(safe, eye, left_side=True, lower=True)
-    squares = jnp.sum(L**2, axis=0)
-    columns = jnp.where(squares > 0, squares, 1.0)
-    return jnp.where(triangular > 0, solved, (L / columns[None, :]).T)
+    across = L * reciprocal(jnp.sum(L**2, axis=0))[None, :]
+    return jnp.where(triangular > 0, solved, across.T)
 
 
 @inverse.defjvp
@@ -94,7 +94,7 @@ def _inverse_tangent(F: Array, K: Array, dF: Array) -> Array:
 def pseudo_inverse(F: Float[Array, "n k"]) -> Float[Array, "k n"]:
     """Pseudo-inverse of any factor."""
     U, s, Vt = range_svd(F)
-    return (Vt.T * jnp.where(s > 0, 1 / jnp.where(s > 0, s, 1.0), 0.0)[None, :]) @ U.T
+    return (Vt.T * reciprocal(s)[None, :]) @ U.T
 
 
 @pseudo_inverse.defjvp

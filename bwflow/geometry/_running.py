@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 from bwflow import _checks
 from bwflow.geometry import _operands
 from bwflow.geometry._barycenters import counted, listed
-from bwflow.geometry._fixed_points import Problem, average
+from bwflow.geometry._fixed_points import Problem, average, filled
 from bwflow.geometry._operands import Covariance, Factor, Kind, as_root
 from bwflow.linalg import after, full_precision, settled
 
@@ -107,8 +107,7 @@ class RunningBarycenter(eqx.Module):
 def _moved(kind: Kind, F: Array, weight: Array, C: Array, w: Array) -> tuple[Array, Array]:
     C, w = after(C.astype(F.dtype), F), w.astype(F.dtype)
     batch = jnp.sum(w)
-    C = jnp.where(w[:, None, None] > 0, C, jnp.eye(*C.shape[1:], dtype=C.dtype))
-    L = jax.vmap(lambda A: as_root(A, kind))(C)
+    L = jax.vmap(lambda A: as_root(A, kind))(filled(C, w > 0))
     problem = Problem("mean", F.shape[1], 0)
     G, _ = average(problem, jnp.zeros((), F.dtype), w / batch, L, F)
     return F + batch / (weight + batch) * (G - F), weight + batch

@@ -6,18 +6,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, DTypeLike
+from jaxtyping import Array, ArrayLike
 
 from bwflow.geometry._barycenters import Barycenter, ended
-from bwflow.geometry._fixed_points import SKETCH, Problem, average
 from bwflow.geometry._fixed_points import Iteration as Iteration
+from bwflow.geometry._fixed_points import Problem, average, filled
+from bwflow.geometry._fixed_points import sketch as sketch
+from bwflow.geometry._fixed_points import usual_rtol as usual_rtol
 from bwflow.geometry._roots import root_and_inverse
 from bwflow.linalg import full_precision
-
-
-def sketch(n: int, rank: int, dtype: DTypeLike) -> Array:
-    """Gaussian directions, always the same."""
-    return jax.random.normal(jax.random.key(SKETCH), (n, rank), dtype=dtype)
 
 
 @jax.jit
@@ -36,8 +33,8 @@ def contribution(kind: Literal["mean", "sketch"]) -> Callable[..., tuple[Array, 
 
 def _turned(F: Array, L: Array, mask: Array) -> tuple[Array, Array]:
     w = mask.astype(F.dtype)
-    L = jnp.where(mask[:, None, None], L, jnp.eye(*L.shape[1:], dtype=L.dtype))
-    return average(Problem("mean", F.shape[1], 0), jnp.zeros((), F.dtype), w, L, F)
+    problem = Problem("mean", F.shape[1], 0)
+    return average(problem, jnp.zeros((), F.dtype), w, filled(L, mask), F)
 
 
 def _products(omega: Array, L: Array, mask: Array) -> tuple[Array, Array]:
