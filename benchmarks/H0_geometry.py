@@ -28,7 +28,7 @@ from _scripts import command_line, save
 import bwflow as bw
 
 CONDITIONS = (1e2, 1e6)
-RIGHT, ARRIVED = 1e-6, 1e-10
+RIGHT, ARRIVED = 1e-4, 1e-10
 
 
 def covariances(rng, n, condition, shape=()):
@@ -219,9 +219,13 @@ def factor_errors(n):
 
 
 def correct(*tables):
-    """Sides whose every error is below `RIGHT`."""
-    sides = set.intersection(*(set(t.side.values) for t in tables))
-    return [s for s in sides if all(bool((t.sel(side=s) < RIGHT).all()) for t in tables)]
+    """Sides whose every error is below `RIGHT`, but for pairs that nearly coincide."""
+    found = []
+    for side in tables[0].side.values:
+        own = [t.sel(side=side) for t in tables if side in t.side.values]
+        if all(bool(((x < RIGHT) | (x.pair == "1e-9 apart")).all()) for x in own):
+            found.append(str(side))
+    return found
 
 
 # Barycenters.
@@ -358,24 +362,37 @@ def error_table(table, first):
 
 
 def verdicts(ds):
-    """How far ahead of the fastest of the others, by case, whatever their errors."""
+    """How far ahead of the fastest of the others, whatever their errors, and of the right ones."""
     lines = []
-    for name in ("distance", "gradient"):
-        seconds = ds[f"{name}_seconds"].rename({f"{name}_side": "side"})
-        middle = median(seconds)
-        others = [s for s in middle.side.values if s.startswith(("POT", "pyRiemann", "ott"))]
-        if not others:
-            continue
-        for case in middle[f"{name}_case"].values:
-            row, of = (x.sel({f"{name}_case": case}) for x in (middle, seconds))
-            best = min(others, key=lambda s: np.nan_to_num(float(row.sel(side=s)), nan=np.inf))
-            cells = [name, str(case), best]
-            cells += [
-                f"{float(median(of.sel(side=best) / of.sel(side=s))):.2f}"
-                for s in ("bwflow, residual", "bwflow, trace")
-            ]
+    for name, names in (
+        ("distance", ["distance_error"]),
+        ("gradient", ["distance_error", "gradient_error", "factor_error"]),
+    ):
+        own = {f"{name}_side": "side", f"{name}_case": "case"}
+        seconds = ds[f"{name}_seconds"].rename(own)
+        tables = [ds[x].rename({f"{x}_side": "side", f"{x}_pair": "pair"}) for x in names]
+        others = [s for s in seconds.side.values if s.startswith(("POT", "pyRiemann", "ott"))]
+        for case in seconds.case.values:
+            row = seconds.sel(case=case)
+            cells = [name, str(case)]
+            for some in (others, [s for s in others if s in correct(*tables)]):
+                cells += ahead(row, some)
             lines.append(cells)
-    return markdown(lines, ["", "n, condition, at once", "fastest other", "residual", "trace"])
+    ours = ["residual", "trace"]
+    head = ["", "n, condition, at once", "fastest other", *ours, "fastest right one", *ours]
+    return markdown(lines, head)
+
+
+def ahead(seconds, sides):
+    """The fastest of them, and its time over ours."""
+    if not sides:
+        return ["none", "-", "-"]
+    middle = median(seconds)
+    best = min(sides, key=lambda s: np.nan_to_num(float(middle.sel(side=s)), nan=np.inf))
+    return [str(best)] + [
+        f"{float(median(seconds.sel(side=best) / seconds.sel(side=s))):.2f}"
+        for s in ("bwflow, residual", "bwflow, trace")
+    ]
 
 
 def means_table(ds):
@@ -446,7 +463,8 @@ def main(
         "gradient_error": gradient_errors(n),
         "factor_error": factor_errors(n),
     }
-    print("right in all:", correct(*list(error.values())[2:], error["distance_error"]))
+    regular = [x for name, x in error.items() if not name.endswith("32")]
+    print("right in all but what nearly coincides:", correct(*regular))
     measured = {
         "distance": timed(_peers.distances(), cases, repeats, ("ott",)),
         "gradient": timed(_peers.gradients(), slopes, repeats, ("ott",)),

@@ -42,7 +42,8 @@ def after(tree: Any, *earlier: Array) -> Any:
     runtime, each in a thread of the pool that the others need, unless one depends on the other by a
     number; XLA drops an optimisation barrier.
     """
-    zero = sum((0 * jnp.sum(jnp.where(jnp.isfinite(x), x, 0)) for x in earlier), start=0.0)
+    firsts = [lax.stop_gradient(x)[(slice(1),) * x.ndim] for x in earlier]
+    zero = sum((0 * jnp.sum(jnp.where(jnp.isfinite(x), x, 0)) for x in firsts), start=0.0)
     return jax.tree.map(lambda x: x + jnp.asarray(zero, x.dtype), tree)
 
 
@@ -50,16 +51,17 @@ def where_needed(needed: Array, function: Callable, arguments: Any, otherwise: A
     """`function(*arguments)` where it is needed, else what there is already.
 
     It is computed if a member of the batch needs it: a loop that runs once or never, where
-    `lax.cond` would compute it for everyone under `vmap`. The arguments are handed on by the loop
-    and changed: XLA moves out of it what does not change.
+    `lax.cond` would compute it for everyone under `vmap`. XLA moves out of a loop what does not
+    change in it, so something that does is added to the arguments: the number 0.
     """
 
     def compute(state):
-        arguments, _, done = state
-        return jax.tree.map(jnp.zeros_like, arguments), function(*arguments), ~done
+        _, zero, done = state
+        moved = jax.tree.map(lambda x: x + zero.astype(x.dtype), arguments)
+        return function(*moved), zero + 1, ~done
 
-    state = (arguments, otherwise, ~needed)
-    return lax.while_loop(lambda state: ~state[2], compute, state)[1]
+    state = (otherwise, jnp.zeros(needed.shape), ~needed)
+    return lax.while_loop(lambda state: ~state[2], compute, state)[0]
 
 
 def settled(tree: Any) -> Any:
@@ -149,6 +151,8 @@ def polar(Y: Float[Array, "m q"], *, method: Method = "auto") -> Float[Array, "m
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _polar_factor(Y: Float[Array, "m q"], method: Method) -> Float[Array, "m q"]:
+    if not Y.size:
+        return Y
     if Y.shape[0] > Y.shape[1]:
         return _polar_factor(Y.T, method).T
     return _polar.WAYS[method](lax.stop_gradient(Y))

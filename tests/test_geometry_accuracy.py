@@ -15,6 +15,7 @@ from helpers import EPS, array, assert_close, by_precision, random_target
 import bwflow as bw
 from bwflow import geometry
 from bwflow.geometry import Factor
+from bwflow.geometry._operands import CACHED
 from bwflow.geometry._residuals import residual
 
 N, SEEDS = 6, (0, 1, 2)
@@ -453,6 +454,26 @@ def test_leading_dimensions_broadcast():
     assert bw.bures_wasserstein(array(LIST[:0]), array(LIST[0])).shape == (0,)
 
 
+@pytest.mark.parametrize("other", ["one", "as many"])
+def test_a_large_batch_is_that_of_its_parts(other):
+    n, count = 16, CACHED // 16**2 + 45
+    distance = jax.jit(bw.bures_wasserstein)
+    roots = np.random.default_rng(0).normal(size=(2, count, n, 2 * n))
+    A, B = (array(R @ np.swapaxes(R, 1, 2) / n) for R in roots)
+    given = (A, B[0] if other == "one" else B)
+    some = np.array([0, 1, count // 2, count // 2 + 1, count - 1])
+
+    def total(A, B):
+        values = distance(A, B)
+        return jnp.sum(values), values
+
+    slope, values = jax.grad(total, has_aux=True)(*given)
+    part, expected = jax.grad(total, has_aux=True)(A[some], B[0] if other == "one" else B[some])
+    assert values.shape == (count,)
+    assert_close(values[some], expected, by_precision(1e-13, 1e-4))
+    assert_close(slope[some], part, by_precision(1e-13, 1e-4))
+
+
 def test_matrices_factors_and_targets_are_one_covariance():
     target = random_target(0, 4)
     A, F = target.covariance, target.factor
@@ -533,6 +554,18 @@ def test_frechet_distance_of_fewer_samples_than_features_is_exact_to_rounding(nu
     assert_accurate(found, exact_fid(X, Y, 1), by_precision(1e-14, 2e-6))
     # A root of a product of singular matrices has half of the digits.
     assert_close(found, fid(X, Y, 1), by_precision(1e-5, 1e-2))
+
+
+@pytest.mark.parametrize("other", [1, 4, 30])
+def test_a_single_sample_has_no_covariance(other):
+    X, Y = samples(0, 1, 6), samples(1, other, 6)
+    apart = X[0] - Y.mean(axis=0)
+    expected = apart @ apart + np.trace(np.cov(Y, rowvar=False, ddof=0))
+    for given in ((X, Y), (Y, X)):
+        found = geometry.frechet_distance(*map(array, given))
+        assert_close(found, expected, by_precision(1e-14, 1e-5) * expected)
+    slope = jax.grad(geometry.frechet_distance)(array(X), array(Y))
+    assert_close(slope[0], 2 * apart, by_precision(1e-14, 1e-5))
 
 
 @pytest.mark.float64

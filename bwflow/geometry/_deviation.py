@@ -19,7 +19,7 @@ from bwflow.linalg import after, full_precision, polar, reciprocal, symmetrize, 
 
 # Sizes up to which polar factors are computed by products on a CPU too; up to which sums of
 # singular values are; and up to which squared distances are, without a look at those.
-_PRODUCTS, _SMALL, _DIRECT = 100, 12, 32
+_PRODUCTS, _SMALL, _DIRECT = 64, 12, 32
 # Where the squared distance is above this share of the traces, their difference is exact enough.
 _CANCELLING = 0.1
 # Where the distance is below this share of the traces, its square loses digits to rounding.
@@ -78,27 +78,35 @@ def _(primals, tangents):
     return _sum_at(*primals), jnp.vdot(primals[0], tangents[1])
 
 
-@jax.custom_jvp
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 @full_precision
-def procrustes(F: Array, G: Array) -> Array:
-    """`BW^2(F F^T, G G^T)` from factors, without cancellation."""
-    if min(F.shape[1], G.shape[1]) <= _DIRECT:
-        return _residual(aligned(F, G), F, G)
+def procrustes(F: Array, G: Array, rows: bool = False) -> Array:
+    """`BW^2(F F^T, G G^T)` from factors, without cancellation.
+
+    With `rows` from their transposes, whose columns XLA would copy before anything else.
+    """
+    across = F.shape[0] if rows else F.shape[1], G.shape[0] if rows else G.shape[1]
+    if min(across) <= _DIRECT:
+        return _at_best(F, G, rows)
 
     # Where little cancels, singular values are enough.
-    value = by_traces(F, G)
-    cancels = value <= _CANCELLING * (jnp.sum(F**2) + jnp.sum(G**2))
-
-    def accurately(F: Array, G: Array) -> Array:
-        return _residual(aligned(F, G), F, G)
-
-    return where_needed(cancels, accurately, (after(F, value), G), value)
+    traces = jnp.sum(F**2) + jnp.sum(G**2)
+    value = traces - 2 * _nuclear_norm(G @ F.T if rows else G.T @ F)
+    accurately = partial(_at_best, rows=rows)
+    return where_needed(value <= _CANCELLING * traces, accurately, (F, G), value)
 
 
 @procrustes.defjvp
 @full_precision
-def _(primals, tangents):
+def _(rows, primals, tangents):
+    if rows:
+        primals, tangents = ([x.T for x in given] for given in (primals, tangents))
     return jax.jvp(partial(_residual, aligned(*primals)), primals, tangents)
+
+
+def _at_best(F: Array, G: Array, rows: bool) -> Array:
+    F, G = (F.T, G.T) if rows else (F, G)
+    return _residual(aligned(F, G), F, G)
 
 
 @jax.custom_jvp
@@ -167,18 +175,11 @@ def _solution(A: Array, B: Array) -> tuple[Array, Array, Array, Array]:
     M, M_whole = triangle(after(B, L))
     P = aligned(L, M)
     value = _residual(P, L, M)
-    X, known = _from_equation(A, B, after(L, P), L_whole, value)
+    X, known = _from_equation(A, B, L, L_whole, value)
     K = inverse(after(L, X), L_whole)
-    N = inverse(after(M, K), M_whole)
-    onto, back = (M @ P - L) @ K, (L @ P.T - M) @ N
-    conditions = [jnp.sum(L**2) * jnp.sum(K**2), jnp.sum(M**2) * jnp.sum(N**2)]
-    spread = jnp.sqrt(jnp.maximum(*conditions))
-    unsound = ~known & (L_whole > 0) & (M_whole > 0)
-    unsound &= spread > float(jnp.finfo(L.dtype).eps) ** _UNSOUND
-    onto = symmetrize(2 * onto - L @ (K @ onto))
-    onto = where_needed(unsound, _refined, (A, B, L, K, onto), onto)
-    back = symmetrize(2 * back - M @ (N @ back))
-    back = where_needed(unsound, _refined, (B, A, after(M, onto), N, back), back)
+    onto = _improved(A, B, L, K, (M @ P - L) @ K, L_whole, known)
+    N = inverse(after(M, onto), M_whole)
+    back = _improved(B, A, M, N, (L @ P.T - M) @ N, M_whole, known)
     return (
         jnp.where(known, jnp.sum((X @ L) ** 2), value),
         jnp.where(known, X, onto),
@@ -237,6 +238,22 @@ def _solve(X: Array, L: Array, K: Array, C: Array) -> Array:
         lambda _, C: K.T @ solved(L.T @ C @ L) @ K,
         lambda _, C: L @ solved(K @ C @ K.T) @ L.T,
     )
+
+
+def _improved(
+    A: Array, B: Array, L: Array, K: Array, X: Array, whole: Array, known: Array
+) -> Array:
+    """The symmetric deviation from `X = T - R`: completed or refined where that is needed."""
+    Z = symmetrize(X)
+    spread = jnp.sqrt(jnp.sum(L**2) * jnp.sum(K**2))
+    unsound = (whole > 0) & (spread > float(jnp.finfo(L.dtype).eps) ** _UNSOUND)
+    Z = where_needed(~known & unsound, _refined, (A, B, L, K, Z), Z)
+    return where_needed(~known & (whole == 0), _completed, (L, K, X), Z)
+
+
+def _completed(L: Array, K: Array, X: Array) -> Array:
+    """With the part between the range of `L` and the rest."""
+    return symmetrize(2 * X - L @ (K @ X))
 
 
 def _refined(A: Array, B: Array, L: Array, K: Array, X: Array) -> Array:

@@ -1,20 +1,26 @@
 """Covariances as arguments: matrices, their factors or targets, one or a batch of each."""
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from bwflow import _checks
 from bwflow.covariances import Target, covariance_matrices
 from bwflow.geometry._roots import narrowed, root
 from bwflow.linalg import after, full_precision, settled
+
+# About as many numbers of an operand as a core finds in its cache again, step after step.
+CACHED = 2**16
 
 Kind: TypeAlias = Literal["matrix", "factor"]
 
@@ -200,5 +206,27 @@ def _mapped(
     options: tuple[tuple[str, Hashable], ...],
     *arrays: Array,
 ) -> Any:
-    bound = partial(kernel, kinds, **dict(options))
-    return jnp.vectorize(bound, signature=signature)(*arrays)
+    whole = jnp.vectorize(partial(kernel, kinds, **dict(options)), signature=signature)
+    operands = arrays[: len(kinds)]
+    batch = np.broadcast_shapes(*(x.shape[:-2] for x in arrays[: len(kinds)]))
+    row = math.prod(batch[1:]) * max(x.shape[-2] * x.shape[-1] for x in operands)
+    size = max(1, CACHED // max(row, 1))
+    if not batch or batch[0] <= size:
+        return whole(*arrays)
+    return lax.platform_dependent(*arrays, cpu=partial(in_pieces, whole, size), default=whole)
+
+
+def in_pieces(function: Callable[..., Array], size: int, *arrays: Array) -> Array:
+    """The function over pieces of the first dimension, about as large as wanted and all alike."""
+    rows = max(map(len, arrays))
+    count = -(-rows // size)
+    size = -(-rows // count)
+    cut = [len(x) == rows for x in arrays]
+
+    def piece(some: list[Array]) -> Array:
+        pieces = iter(some)
+        return function(*(next(pieces) if of else x for x, of in zip(arrays, cut, strict=True)))
+
+    filled = [jnp.concatenate([x, x[: count * size - rows]]) for x in compress(arrays, cut)]
+    found = lax.map(piece, [x.reshape(count, size, *x.shape[1:]) for x in filled])
+    return found.reshape(count * size, *found.shape[2:])[:rows]
