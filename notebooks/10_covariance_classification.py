@@ -44,10 +44,11 @@ import pyriemann.tangentspace
 from pyriemann.geometry.base import logm
 from pyriemann.geometry.tangentspace import upper
 from scipy.signal import butter, sosfiltfilt
-from scipy.stats import binomtest
+from scipy.stats import binomtest, kurtosis
 from scipy.stats import t as student
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.covariance import ledoit_wolf
+from sklearn.decomposition import FastICA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.pipeline import make_pipeline
@@ -364,24 +365,33 @@ for name in data:
 # %% [markdown]
 # ## Channels that depend on each other
 #
-# The sets of EEG and MEG with enough samples for matrices of full rank, made singular in two ways:
+# The sets of EEG and MEG with enough samples for matrices of full rank, made singular in three ways:
 #
 # - *average*: the mean of the channels is taken away, a common average reference;
+# - *components*: of the independent components of the training signals (FastICA of scikit-learn) the
+#   two with the largest kurtosis are taken away, as blinks and other artefacts are;
 # - *bad channel*: in each trial another one, at random, is replaced by the mean of the rest, as
 #   when bad channels are interpolated trial by trial.
 #
-# The first leaves all trials on one subspace. There is a proper remedy for it: an orthonormal basis
-# of that subspace (*on the range*). The second has a null space for each trial, and no basis helps;
-# one can shrink. Cosines are appended after the treatment. Matrices are as they are, if not said
-# otherwise.
+# The first two leave all trials on one subspace. There is a proper remedy for it: an orthonormal
+# basis of that subspace (*on the range*). The third has a null space for each trial, and no basis
+# helps; one can shrink. Cosines are appended after the treatment. Matrices are as they are, if not
+# said otherwise.
 
 
 # %%
-def average(X):
+def average(X, train):
     return X - X.mean(axis=1, keepdims=True)
 
 
-def bad_channel(X):
+def components(X, train):
+    signals = X[:train].swapaxes(1, 2).reshape(-1, X.shape[1])
+    ica = FastICA(whiten="unit-variance", max_iter=2000, tol=1e-3, random_state=0).fit(signals)
+    bad = np.argsort(kurtosis(ica.transform(signals)))[-2:]
+    return X - ica.mixing_[:, bad] @ ica.components_[bad] @ X
+
+
+def bad_channel(X, train):
     rng, X = np.random.default_rng(0), X.copy()
     for x in X:
         bad = rng.integers(len(x))
@@ -396,7 +406,12 @@ def on_range(P):
     return basis.T @ P @ basis
 
 
-TREATMENTS = {"none": lambda X: X, "average": average, "bad channel": bad_channel}
+TREATMENTS = {
+    "none": lambda X, train: X,
+    "average": average,
+    "components": components,
+    "bad channel": bad_channel,
+}
 METHODS = {  # metric, shrinkage, on the range
     "BW": ("Bures-Wasserstein", None, False),
     "BW, whitened": ("Bures-Wasserstein, whitened", None, False),
@@ -411,7 +426,7 @@ treated, singular = {}, {}
 for name in SINGULAR:
     X, y, train = data[name]
     for treatment, change in TREATMENTS.items():
-        treated[name, treatment] = cleaned = change(X)
+        treated[name, treatment] = cleaned = change(X, train)
         for method, (metric, shrinkage, reduced) in METHODS.items():
             P = moments(cleaned, SETS[name][-1], shrinkage)
             P = on_range(P) if reduced else P
