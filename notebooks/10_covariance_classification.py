@@ -365,11 +365,12 @@ for name in data:
 # %% [markdown]
 # ## Channels that depend on each other
 #
-# The sets of EEG and MEG with enough samples for matrices of full rank, made singular in three ways:
+# The sets of EEG and MEG with enough samples for matrices of full rank, made singular in three
+# ways:
 #
 # - *average*: the mean of the channels is taken away, a common average reference;
-# - *components*: of the independent components of the training signals (FastICA of scikit-learn) the
-#   two with the largest kurtosis are taken away, as blinks and other artefacts are;
+# - *components*: of the independent components of the training signals (FastICA of scikit-learn)
+#   the two with the largest kurtosis are taken away, as blinks and other artefacts are;
 # - *bad channel*: in each trial another one, at random, is replaced by the mean of the rest, as
 #   when bad channels are interpolated trial by trial.
 #
@@ -539,13 +540,13 @@ print(f"means not found to their tolerance: {dict(unfinished)}")
 #
 # What Bures-Wasserstein has is that singular matrices are no special case. The affine-invariant and
 # log-Euclidean metrics fail on them, also on the fingers as they are. Where all trials share a null
-# space, that is cured by going to the range, and whitened Bures-Wasserstein is then level with the
-# affine-invariant metric. Where each trial has a null space of its own, a tiny ridge does not do:
-# at `1e-8` the affine-invariant mean is below chance on MEG and eyes and about twenty points below
-# its best, and a ridge has to be chosen, a tenth of the variance or Ledoit and Wolf's. Then it is
-# level with Bures-Wasserstein again, or four points ahead (slow potentials), as far as these
-# intervals tell. Bures-Wasserstein works without a ridge, and unless whitened changes by less than
-# a point with one of up to a hundredth.
+# space, after a common reference or without some components, that is cured by going to the range,
+# and whitened Bures-Wasserstein is then level with the affine-invariant metric. Where each trial
+# has a null space of its own, a tiny ridge does not do: at `1e-8` the affine-invariant mean is
+# below chance on MEG and eyes and about twenty points below its best, and a ridge has to be chosen,
+# a tenth of the variance or Ledoit and Wolf's. Then it is level with Bures-Wasserstein again, or
+# four points ahead (slow potentials), as far as these intervals tell. Bures-Wasserstein works
+# without a ridge, and unless whitened changes by less than a point with one of up to a hundredth.
 #
 # No metric that weighs small variances is safe from them because they are not zero. In the slow
 # potentials with an average reference, affine-invariant and whitened means have accuracies of 0.61
@@ -555,7 +556,6 @@ print(f"means not found to their tolerance: {dict(unfinished)}")
 # Five sets, most of one or two people, do not settle which metric is better elsewhere. Random
 # splits put neighbouring seconds of one recording on both sides; the split as shipped is harder for
 # eyes, and for the nearest means of slow potentials. Neither the power of the cosines nor the
-# regression's `C` was varied. A fit takes from half to one and a half times as long as an
-# affine-invariant one, a prediction two to three times, and a Euclidean fit a millisecond or two.
-# All means of bwflow reached their tolerance; pyRiemann told 63 times that one of its own did not,
-# with its defaults.
+# regression's `C` was varied. A fit takes about as long as an affine-invariant one, or up to twice
+# and a half, a prediction two to six times, and a Euclidean fit a millisecond. All means of bwflow
+# reached their tolerance; pyRiemann told 63 times that one of its own did not, with its defaults.

@@ -75,13 +75,13 @@ FUNCTIONS = {
     "geodesic of factors": (of_factors(lambda A, B: geometry.geodesic(A, B, 0.3)), (F, G)),
     "log of factors": (of_factors(geometry.log), (F, G)),
     "barycenter of factors": (of_factors(mean), (F,)),
+    "entropic barycenter": (lambda A: mean(A, entropy=0.1), (A,)),
 }
 VALUES = FUNCTIONS | {
     "barycenter from a start": (lambda S, A: mean(A, start=S), (B[0], A)),
     "running barycenter": (lambda S, A, B: running(S).update(A).update(B).covariance, (A[0], A, B)),
     "map": (geometry.transport_map, (A, B)),
     "map of factors": (of_factors(geometry.transport_map), (F, G)),
-    "entropic barycenter": (lambda A: mean(A, entropy=0.1), (A,)),
 }
 
 
@@ -94,12 +94,26 @@ def test_no_two_decompositions_of_a_value_are_computed_side_by_side(name):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_two_decompositions_of_a_gradient_are_computed_side_by_side(name):
     function, given = FUNCTIONS[name]
+    assert unordered_decompositions(gradient(function, len(given)), *given) == []
+
+
+@pytest.mark.parametrize("name", ["distance", "geodesic", "barycenter", "log of factors"])
+def test_no_two_decompositions_of_a_second_derivative_are_computed_side_by_side(name):
+    function, given = FUNCTIONS[name]
+
+    def along(*given):
+        return jax.jvp(gradient(function, len(given)), given, given)[1]
+
+    assert unordered_decompositions(along, *given) == []
+
+
+def gradient(function, count):
+    """Of the squares of what a function of so many arrays returns, in all of them."""
 
     def size(*given):
         return sum(jnp.sum(x**2) for x in jax.tree.leaves(function(*given)))
 
-    gradient = jax.grad(size, argnums=tuple(range(len(given))))
-    assert unordered_decompositions(gradient, *given) == []
+    return jax.grad(size, argnums=tuple(range(count)))
 
 
 def test_decompositions_side_by_side_are_found():

@@ -183,7 +183,7 @@ def _solution(A: Array, B: Array) -> tuple[Array, Array, Array, Array]:
     return (
         jnp.where(known, jnp.sum((X @ L) ** 2), value),
         jnp.where(known, X, onto),
-        jnp.where(known, _inverted(after(X, back)), back),
+        where_needed(known, _inverted, (X,), back),
         jnp.where(L_whole > 0, jnp.eye(len(A), dtype=A.dtype), L @ K),
     )
 
@@ -200,7 +200,7 @@ def _(primals, tangents):
         slope -= jnp.vdot(X, dA)
     if dB is not None:
         slope -= jnp.vdot(Z, dB)
-    L, K = root_and_inverse(after(A, X))
+    L, K = root_and_inverse(after(A, X, Z))
     dX = _deviation_tangent(X, L, K, dA, dB)
     dZ = _deviation_tangent(Z, *root_and_inverse(after(B, dX)), dB, dA)
     dR = jnp.zeros_like(R)

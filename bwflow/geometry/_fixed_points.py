@@ -199,10 +199,23 @@ def _shrunk(G: Array, gamma: Array) -> Array:
 
 def _half_gradient(problem: Problem, scale: Array, w: Array, L: Array, F: Array) -> Array:
     """Of the objective in `F`; of a median that of it divided by the sum of its weights."""
-    G, _ = average(problem, scale, w, L, F)
-    if problem.kind == "entropic":
-        return (1 + scale) * F - scale * jnp.linalg.inv(after(F, G)).T - G
-    return F - G
+    if problem.kind != "entropic":
+        return F - average(problem, scale, w, L, F)[0]
+    K = _inverse(F)
+    return (1 + scale) * F - scale * K.T - average(problem, scale, w, L, after(F, K))[0]
+
+
+@jax.custom_jvp
+def _inverse(F: Array) -> Array:
+    """That of a square matrix; its derivatives are products."""
+    return jnp.linalg.inv(F)
+
+
+@_inverse.defjvp
+@full_precision
+def _(primals, tangents):
+    K = _inverse(*primals)
+    return K, -K @ tangents[0] @ K
 
 
 def _gauge(F: Array) -> Array:
