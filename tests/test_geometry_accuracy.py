@@ -15,7 +15,7 @@ from helpers import EPS, array, assert_close, by_precision, random_target
 import bwflow as bw
 from bwflow import geometry
 from bwflow.geometry import Factor
-from bwflow.geometry._operands import CACHED
+from bwflow.geometry._operands import cached
 from bwflow.geometry._residuals import residual
 
 N, SEEDS = 6, (0, 1, 2)
@@ -456,7 +456,7 @@ def test_leading_dimensions_broadcast():
 
 @pytest.mark.parametrize("other", ["one", "as many"])
 def test_a_large_batch_is_that_of_its_parts(other):
-    n, count = 16, CACHED // 16**2 + 45
+    n, count = 16, cached() // 16**2 + 45
     distance = jax.jit(bw.bures_wasserstein)
     roots = np.random.default_rng(0).normal(size=(2, count, n, 2 * n))
     A, B = (array(R @ np.swapaxes(R, 1, 2) / n) for R in roots)

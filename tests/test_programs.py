@@ -13,7 +13,7 @@ from programs import computations, unordered_decompositions
 import bwflow as bw
 from bwflow import geometry, linalg
 from bwflow.geometry import Factor
-from bwflow.geometry._operands import CACHED
+from bwflow.geometry._operands import cached
 from bwflow.geometry._roots import root
 
 pytestmark = pytest.mark.once
@@ -225,7 +225,7 @@ def test_programs_for_accelerators_call_neither_the_host_nor_its_libraries(platf
 
 def test_a_large_batch_is_cut_into_pieces_on_a_cpu_alone():
     n = 16
-    size = 2 * CACHED // n**2
+    size = 2 * cached() // n**2
     given = jnp.broadcast_to(jnp.eye(n), (size, n, n))
     traced = jax.jit(bw.bures_wasserstein).trace(given, given)
 

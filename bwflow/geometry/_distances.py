@@ -13,7 +13,7 @@ from bwflow._moments import Moments, divisor
 from bwflow._types import Scalar
 from bwflow.geometry import _operands
 from bwflow.geometry._deviation import between, by_traces, procrustes
-from bwflow.geometry._operands import CACHED, Covariance, Factor, Kind, as_roots, in_pieces
+from bwflow.geometry._operands import Covariance, Factor, Kind, as_roots, cached, in_pieces
 from bwflow.linalg import full_precision, positive_power, settled
 
 # Of a list of pairs, about as many numbers as accelerators hold of either side at once.
@@ -68,8 +68,9 @@ def bures_wasserstein(
 
     Cost: two Cholesky decompositions and a polar factor; an eigendecomposition of each matrix that
     is singular or nearly coincides with the other. With factors of `k` and `l` columns products of
-    size `n k l` and a polar factor of size `k x l`. On a CPU a batch is cut into pieces that fit a
-    core's cache, which `vmap` over single pairs cannot do: a thousand at n = 20 take half the time.
+    size `n k l` and a polar factor of size `k x l`. On a CPU a batch is cut into pieces that fit
+    the cores' caches, which `vmap` over single pairs cannot do: a thousand at n = 20 take half the
+    time.
 
     Derivatives of every order: the gradient in `A` is `I - T` with `T = transport_map(A, B)`.
 
@@ -118,7 +119,7 @@ def pairwise_distances(
     squared
         Squared distances instead.
     batch_size
-        How many pairs are computed at once; by default what fits 32 MB, and on a CPU its cache.
+        How many pairs are computed at once; by default what fits 32 MB, and on a CPU its caches.
 
     Returns
     -------
@@ -148,7 +149,7 @@ def pairwise_distances(
             )
     if batch_size is None:
         size = max(x.array[0].size for x in given) if all(x.array.size for x in given) else 1
-        numbers = CACHED if jax.default_backend() == "cpu" else _SOME_NUMBERS
+        numbers = cached() if jax.default_backend() == "cpu" else _SOME_NUMBERS
         batch_size = max(1, numbers // size)
     batch_size = _checks.positive_int("batch_size", batch_size)
     kinds = tuple(x.kind for x in given)

@@ -1,6 +1,7 @@
 """Covariances as arguments: matrices, their factors or targets, one or a batch of each."""
 
 import math
+import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from bwflow.geometry._roots import narrowed, root
 from bwflow.linalg import after, full_precision, settled
 
 # About as many numbers of an operand as a core finds in its cache again, step after step.
-CACHED = 2**16
+_IN_A_CACHE = 2**16
 
 Kind: TypeAlias = Literal["matrix", "factor"]
 
@@ -208,12 +209,19 @@ def _mapped(
 ) -> Any:
     whole = jnp.vectorize(partial(kernel, kinds, **dict(options)), signature=signature)
     operands = arrays[: len(kinds)]
-    batch = np.broadcast_shapes(*(x.shape[:-2] for x in arrays[: len(kinds)]))
+    batch = np.broadcast_shapes(*(x.shape[:-2] for x in operands))
     row = math.prod(batch[1:]) * max(x.shape[-2] * x.shape[-1] for x in operands)
-    size = max(1, CACHED // max(row, 1))
+    size = max(1, cached() // max(row, 1))
     if not batch or batch[0] <= size:
         return whole(*arrays)
     return lax.platform_dependent(*arrays, cpu=partial(in_pieces, whole, size), default=whole)
+
+
+def cached() -> int:
+    """How many numbers the caches of all cores hold of an operand."""
+    if hasattr(os, "sched_getaffinity"):
+        return _IN_A_CACHE * len(os.sched_getaffinity(0))
+    return _IN_A_CACHE * (os.cpu_count() or 1)
 
 
 def in_pieces(function: Callable[..., Array], size: int, *arrays: Array) -> Array:
