@@ -372,10 +372,11 @@ def verdicts(ds):
         seconds = ds[f"{name}_seconds"].rename(own)
         tables = [ds[x].rename({f"{x}_side": "side", f"{x}_pair": "pair"}) for x in names]
         others = [s for s in seconds.side.values if s.startswith(("POT", "pyRiemann", "ott"))]
+        right = [s for s in correct(*tables) if s in others]
         for case in seconds.case.values:
             row = seconds.sel(case=case)
             cells = [name, str(case)]
-            for some in (others, [s for s in others if s in correct(*tables)]):
+            for some in (others, right):
                 cells += ahead(row, some)
             lines.append(cells)
     ours = ["residual", "trace"]

@@ -76,6 +76,8 @@ def test_squared_distance_of_one_bad_matrix_loses_what_its_rounding_is_worth(con
         ((10.0, 10.0), 1e-14),
         ((1e8, 1e8), 1e-14),
         ((1e8, 10.0), 1e-14),
+        ((10.0, 1e8), 1e-14),
+        ((1e4, 1e8), 1e-14),
         ((1e12, 1e12), 1e-9),
         ((1e12, 10.0), 1e-9),
         ((10.0, 1e12), 1e-9),

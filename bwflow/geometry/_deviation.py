@@ -39,9 +39,9 @@ def aligned(F: Array, G: Array) -> Array:
 
 
 @full_precision
-def by_traces(F: Array, G: Array) -> Array:
+def by_traces(F: Array, G: Array, rows: bool = False) -> Array:
     """`BW^2(F F^T, G G^T)` as a difference of traces: off by their rounding."""
-    Y = G.T @ F
+    Y = G @ F.T if rows else G.T @ F
     return jnp.sum(F**2) + jnp.sum(G**2) - 2 * _nuclear_norm(Y)
 
 
@@ -85,15 +85,13 @@ def procrustes(F: Array, G: Array, rows: bool = False) -> Array:
 
     With `rows` from their transposes, whose columns XLA would copy before anything else.
     """
-    across = F.shape[0] if rows else F.shape[1], G.shape[0] if rows else G.shape[1]
-    if min(across) <= _DIRECT:
+    if min(x.shape[0 if rows else 1] for x in (F, G)) <= _DIRECT:
         return _at_best(F, G, rows)
 
     # Where little cancels, singular values are enough.
-    traces = jnp.sum(F**2) + jnp.sum(G**2)
-    value = traces - 2 * _nuclear_norm(G @ F.T if rows else G.T @ F)
-    accurately = partial(_at_best, rows=rows)
-    return where_needed(value <= _CANCELLING * traces, accurately, (F, G), value)
+    value = by_traces(F, G, rows)
+    cancels = value <= _CANCELLING * (jnp.sum(F**2) + jnp.sum(G**2))
+    return where_needed(cancels, partial(_at_best, rows=rows), (F, G), value)
 
 
 @procrustes.defjvp
@@ -177,9 +175,14 @@ def _solution(A: Array, B: Array) -> tuple[Array, Array, Array, Array]:
     value = _residual(P, L, M)
     X, known = _from_equation(A, B, L, L_whole, value)
     K = inverse(after(L, X), L_whole)
-    onto = _improved(A, B, L, K, (M @ P - L) @ K, L_whole, known)
-    N = inverse(after(M, onto), M_whole)
-    back = _improved(B, A, M, N, (L @ P.T - M) @ N, M_whole, known)
+    N = inverse(after(M, K), M_whole)
+    conditions = [jnp.sum(L**2) * jnp.sum(K**2), jnp.sum(M**2) * jnp.sum(N**2)]
+    spread = jnp.sqrt(jnp.maximum(*conditions))
+    unsound = ~known & (L_whole > 0) & (M_whole > 0)
+    unsound &= spread > float(jnp.finfo(L.dtype).eps) ** _UNSOUND
+    onto = _improved(A, B, L, K, (M @ P - L) @ K, unsound, ~known & (L_whole == 0))
+    M = after(M, onto)
+    back = _improved(B, A, M, N, (L @ P.T - M) @ N, unsound, ~known & (M_whole == 0))
     return (
         jnp.where(known, jnp.sum((X @ L) ** 2), value),
         jnp.where(known, X, onto),
@@ -241,14 +244,12 @@ def _solve(X: Array, L: Array, K: Array, C: Array) -> Array:
 
 
 def _improved(
-    A: Array, B: Array, L: Array, K: Array, X: Array, whole: Array, known: Array
+    A: Array, B: Array, L: Array, K: Array, X: Array, unsound: Array, singular: Array
 ) -> Array:
-    """The symmetric deviation from `X = T - R`: completed or refined where that is needed."""
+    """The symmetric deviation from `X = T - R`: refined or completed where that is needed."""
     Z = symmetrize(X)
-    spread = jnp.sqrt(jnp.sum(L**2) * jnp.sum(K**2))
-    unsound = (whole > 0) & (spread > float(jnp.finfo(L.dtype).eps) ** _UNSOUND)
-    Z = where_needed(~known & unsound, _refined, (A, B, L, K, Z), Z)
-    return where_needed(~known & (whole == 0), _completed, (L, K, X), Z)
+    Z = where_needed(unsound, _refined, (A, B, L, K, Z), Z)
+    return where_needed(singular, _completed, (L, K, X), Z)
 
 
 def _completed(L: Array, K: Array, X: Array) -> Array:

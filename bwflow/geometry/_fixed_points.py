@@ -20,7 +20,7 @@ from jaxtyping import Array, ArrayLike, DTypeLike
 
 from bwflow.geometry._deviation import aligned
 from bwflow.geometry._operands import Kind, as_root
-from bwflow.geometry._roots import root
+from bwflow.geometry._roots import pseudo_inverse, root
 from bwflow.linalg import after, full_precision, symmetrize
 
 # The share of the plain step's decrease, at least `||F - G(F)||^2`, that an accelerated one owes.
@@ -201,21 +201,8 @@ def _half_gradient(problem: Problem, scale: Array, w: Array, L: Array, F: Array)
     """Of the objective in `F`; of a median that of it divided by the sum of its weights."""
     if problem.kind != "entropic":
         return F - average(problem, scale, w, L, F)[0]
-    K = _inverse(F)
+    K = pseudo_inverse(F)
     return (1 + scale) * F - scale * K.T - average(problem, scale, w, L, after(F, K))[0]
-
-
-@jax.custom_jvp
-def _inverse(F: Array) -> Array:
-    """That of a square matrix; its derivatives are products."""
-    return jnp.linalg.inv(F)
-
-
-@_inverse.defjvp
-@full_precision
-def _(primals, tangents):
-    K = _inverse(*primals)
-    return K, -K @ tangents[0] @ K
 
 
 def _gauge(F: Array) -> Array:
