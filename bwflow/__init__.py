@@ -44,6 +44,7 @@ _MODULES = (
     "precondition",
     "problems",
     "progress",
+    "projections",
     "report",
     "solvers",
     "statistics",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from bwflow import precondition as precondition
     from bwflow import problems as problems
     from bwflow import progress as progress
+    from bwflow import projections as projections
     from bwflow import report as report
     from bwflow import solvers as solvers
     from bwflow import statistics as statistics

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from bwflow import _checks, _extremal
 from bwflow._extremal import Floor, Method
 from bwflow.diagnostics import Point
-from bwflow.factors import Product
+from bwflow.factors import Product, ProductPlusSparse
 from bwflow.linalg import after, full_precision
 
 Form: TypeAlias = Literal["dual", "rank_deficiency"]
@@ -72,6 +72,11 @@ class Certifier(eqx.Module):
             raise ValueError(
                 "loss must offer `covariance_gradient`, the gradient in W W^T, for the form "
                 f"'dual'; {name} does not. The form 'rank_deficiency' needs a Hessian instead."
+            )
+        if isinstance(W, ProductPlusSparse):
+            raise ValueError(
+                "factorization must assemble W, or a Product; with a sparse part, whose bounds are "
+                "not convex, there is no certificate."
             )
         if self.form == "rank_deficiency":
             if isinstance(W, Product):

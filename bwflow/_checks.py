@@ -180,6 +180,57 @@ def end_to_end(name: str, W: ArrayLike, rows: int) -> Array:
     return W
 
 
+def covariance_matrix(name: str, Sigma: ArrayLike | None) -> Array:
+    """`Sigma`, symmetric to rounding; refused where it is seen not to be a covariance."""
+    return covariance_matrices(name, real_array(name, Sigma, ndim=2))
+
+
+def covariance_matrices(name: str, Sigma: ArrayLike | None) -> Array:
+    """One or a batch of covariances, each symmetric to rounding; refused as one would be."""
+    Sigma = symmetric_matrices(name, Sigma)
+    if not is_concrete(Sigma) or Sigma.size == 0:
+        return Sigma
+    seen, rounding, largest = _magnitudes(Sigma)
+    shift = rounding / 2 * np.eye(Sigma.shape[-1])
+    try:  # a fifth of the time of eigenvalues
+        np.linalg.cholesky(seen / np.where(largest > 0, largest, 1) + shift)
+    except np.linalg.LinAlgError:
+        values = np.linalg.eigvalsh(seen)
+        least, most = values[..., 0].ravel(), values[..., -1].ravel()
+        if np.any(least < -rounding * np.abs(most)):
+            worst = np.argmin(least + rounding * np.abs(most))
+            raise ValueError(
+                f"{name} must be positive semi-definite; its smallest eigenvalue is "
+                f"{least[worst]:.6g} (largest {most[worst]:.6g})."
+            ) from None
+    return Sigma
+
+
+def symmetric_matrices(name: str, Sigma: ArrayLike | None) -> Array:
+    """One or a batch of matrices, each symmetric to rounding."""
+    Sigma = real_array(name, Sigma)
+    if Sigma.ndim < 2 or Sigma.shape[-2] != Sigma.shape[-1] or Sigma.shape[-1] == 0:
+        raise ValueError(f"{name} must be square and not empty; got shape {Sigma.shape}.")
+    if not is_concrete(Sigma) or Sigma.size == 0:
+        return Sigma
+    seen, rounding, largest = _magnitudes(Sigma)
+    asymmetries = np.max(np.abs(seen - np.swapaxes(seen, -2, -1)), axis=(-2, -1), keepdims=True)
+    if np.any(asymmetries > rounding * largest):
+        worst = np.unravel_index(np.argmax(asymmetries - rounding * largest), largest.shape)
+        raise ValueError(
+            f"{name} must be symmetric; its entries differ from those of its transpose "
+            f"by up to {asymmetries[worst]:.3g}. Use ({name} + {name}.T) / 2 if that is rounding."
+        )
+    return Sigma
+
+
+def _magnitudes(Sigma: Array) -> tuple[np.ndarray, float, np.ndarray]:
+    """The matrices, what rounding may do to their entries, relatively, and the largest of these."""
+    seen = np.asarray(Sigma)
+    rounding = 10 * seen.shape[-1] * float(jnp.finfo(Sigma.dtype).eps)
+    return seen, rounding, np.max(np.abs(seen), axis=(-2, -1), keepdims=True)
+
+
 def parameters(name: str, tree: Any) -> Any:
     """The pytree with real floating arrays of one dtype for leaves, finite where they are seen."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)

@@ -85,7 +85,7 @@ class Target(eqx.Module):
         # Concrete values are factorised now even inside `jax.jit`, so that their rank can be seen.
         with jax.ensure_compile_time_eval():
             if factor is None:
-                Sigma = covariance_matrix("Sigma", Sigma)
+                Sigma = _checks.covariance_matrix("Sigma", Sigma)
                 parts = factorize_covariance(_checked("Sigma", Sigma, rank), rank)
             else:
                 factor = _checks.real_array("factor", factor, ndim=2)
@@ -277,42 +277,6 @@ def _(primals, tangents):
         return jnp.sum(lax.map(term, B.T, batch_size=256))
 
     return _mean_square_error(*primals), jax.jvp(without_components, primals, tangents)[1]
-
-
-def covariance_matrix(name: str, Sigma: ArrayLike | None) -> Float[Array, "n n"]:
-    """`Sigma`, symmetric to rounding; refused where it is seen not to be a covariance."""
-    return covariance_matrices(name, _checks.real_array(name, Sigma, ndim=2))
-
-
-def covariance_matrices(name: str, Sigma: ArrayLike | None) -> Float[Array, "*batch n n"]:
-    """One or a batch of covariances, each symmetric to rounding; refused as one would be."""
-    Sigma = _checks.real_array(name, Sigma)
-    if Sigma.ndim < 2 or Sigma.shape[-2] != Sigma.shape[-1] or Sigma.shape[-1] == 0:
-        raise ValueError(f"{name} must be square and not empty; got shape {Sigma.shape}.")
-    if not _checks.is_concrete(Sigma) or Sigma.size == 0:
-        return Sigma
-    seen, n = np.asarray(Sigma), Sigma.shape[-1]
-    rounding = 10 * n * float(jnp.finfo(Sigma.dtype).eps)
-    largest = np.max(np.abs(seen), axis=(-2, -1), keepdims=True)
-    asymmetries = np.max(np.abs(seen - np.swapaxes(seen, -2, -1)), axis=(-2, -1), keepdims=True)
-    if np.any(asymmetries > rounding * largest):
-        worst = np.unravel_index(np.argmax(asymmetries - rounding * largest), largest.shape)
-        raise ValueError(
-            f"{name} must be symmetric; its entries differ from those of its transpose "
-            f"by up to {asymmetries[worst]:.3g}. Use ({name} + {name}.T) / 2 if that is rounding."
-        )
-    try:  # a fifth of the time of eigenvalues
-        np.linalg.cholesky(seen / np.where(largest > 0, largest, 1) + rounding / 2 * np.eye(n))
-    except np.linalg.LinAlgError:
-        values = np.linalg.eigvalsh(seen)
-        least, most = values[..., 0].ravel(), values[..., -1].ravel()
-        if np.any(least < -rounding * np.abs(most)):
-            worst = np.argmin(least + rounding * np.abs(most))
-            raise ValueError(
-                f"{name} must be positive semi-definite; its smallest eigenvalue is "
-                f"{least[worst]:.6g} (largest {most[worst]:.6g})."
-            ) from None
-    return Sigma
 
 
 def _checked(name: str, x: Array, rank: int | None) -> Array:

@@ -23,7 +23,7 @@ from bwflow.until import Criterion, check_until
 def gradient_descent(
     loss: Loss,
     params: Params,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | Sequence[optax.GradientTransformation],
     *,
     num_steps: int,
     save_every: int = 1,
@@ -47,7 +47,8 @@ def gradient_descent(
         The start: the tuple `(W_1, ..., W_N)`, or what `factorization` assembles.
     optimizer
         Any optax transformation, schedules included. Where it takes extra arguments it receives
-        `value`, `grad`, `value_fn` (the loss of the parameters), `loss` and `factorization`.
+        `value`, `grad`, `value_fn` (the loss of the parameters), `loss` and `factorization`. With
+        an `order` it may be a tuple of transformations, one for each block.
     num_steps
         Number of updates.
     save_every
@@ -55,7 +56,7 @@ def gradient_descent(
     order
         The blocks of the parameters (layers, or the factors of a pair) in the order in which they
         move within a step, such as `(1, 0)`: each with the gradient where the ones before it have
-        gone, and with an optimiser's state of its own. By default all move at once.
+        gone, and with an optimiser, or at least its state, of its own. By default all move at once.
     factorization
         How parameters become the end-to-end matrix.
     probe
@@ -101,15 +102,11 @@ def gradient_descent(
      [0. 2.]]
     """
     params = checked_start(loss, params, factorization, probe)
-    if not all(callable(getattr(optimizer, method, None)) for method in ("init", "update")):
-        raise ValueError(
-            "optimizer must be an optax transformation, such as optax.sgd(0.1); "
-            f"got {_checks.shown(optimizer)}."
-        )
     num_steps = _checks.positive_int("num_steps", num_steps)
     save_every = _checks.positive_int("save_every", save_every)
     check_until(until, loss, params, factorization)
     order = checked_order(order, params)
+    optimizer = _checked_optimizer(optimizer, None if order is None else len(order))
     dtype = jax.tree.leaves(params)[0].dtype
     trajectory = _descend(
         _checks.traced_numbers(loss, dtype),
@@ -123,6 +120,24 @@ def gradient_descent(
         order,
     )
     return concluded(trajectory, throw)
+
+
+def _checked_optimizer(optimizer: Any, blocks: int | None) -> Any:
+    """One transformation; where blocks move in turn, a tuple of as many."""
+
+    def is_one(x: Any) -> bool:
+        return all(callable(getattr(x, method, None)) for method in ("init", "update"))
+
+    if is_one(optimizer):
+        return optimizer if blocks is None else (optimizer,) * blocks
+    several = isinstance(optimizer, (tuple, list)) and all(map(is_one, optimizer))
+    if blocks is None or not several or len(optimizer) != blocks:
+        also = "" if blocks is None else f", or {blocks} of them, one for each block"
+        raise ValueError(
+            f"optimizer must be an optax transformation, such as optax.sgd(0.1){also}; "
+            f"got {_checks.shown(optimizer)}."
+        )
+    return tuple(optimizer)
 
 
 def recorded_steps(num_steps: int, save_every: int) -> list[int]:
@@ -140,10 +155,13 @@ class _State(NamedTuple):
 
 @eqx.filter_jit
 def _descend(loss, params, optimizer, until, probe, factorization, num_steps, save_every, order):
-    optimizer = optax.with_extra_args_support(optimizer)
+    if order is None:
+        optimizer = optax.with_extra_args_support(optimizer)
+    else:
+        optimizer = tuple(map(optax.with_extra_args_support, optimizer))
     probe = partial(recorded, probe)
     dtype = jax.tree.leaves(params)[0].dtype
-    move = _update if order is None else partial(_update_in_turn, order)
+    move: Any = _update if order is None else partial(_update_in_turn, order)
     threshold = None
     if until is not None:
         threshold = until.threshold(Point(loss, params, factorization))
@@ -206,15 +224,13 @@ def _descend(loss, params, optimizer, until, probe, factorization, num_steps, sa
     )
 
 
-def _initial(
-    optimizer: optax.GradientTransformationExtraArgs, params: Any, order: tuple[int, ...] | None
-) -> Any:
+def _initial(optimizer: Any, params: Any, order: tuple[int, ...] | None) -> Any:
     # Strongly typed leaves, so that the state has one type all along the loop.
     with jax.numpy_dtype_promotion("standard"):
         if order is None:
             state = optimizer.init(params)
         else:
-            state = tuple(optimizer.init(params[index]) for index in order)
+            state = tuple(optimizer[index].init(params[index]) for index in order)
         return jax.tree.map(jnp.asarray, state)
 
 
@@ -232,7 +248,7 @@ def _remembered(point: Point, memory: Any) -> Point:
 
 def _update_in_turn(
     order: tuple[int, ...],
-    optimizer: optax.GradientTransformationExtraArgs,
+    optimizers: tuple[optax.GradientTransformationExtraArgs, ...],
     point: Point,
     memories: tuple,
 ) -> tuple:
@@ -240,7 +256,7 @@ def _update_in_turn(
     params, moved = point.params, []
     for index, memory in zip(order, memories, strict=True):
         block = Block(point.factorization, params, index)
-        new, memory = _update(optimizer, Point(point.loss, params[index], block), memory)
+        new, memory = _update(optimizers[index], Point(point.loss, params[index], block), memory)
         params = block.whole(new)
         moved.append(memory)
     return params, tuple(moved)

@@ -16,10 +16,19 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from bwflow import _checks
 from bwflow._balanced import Covariance as Covariance
 from bwflow._balanced import EndToEnd as EndToEnd
+from bwflow._chains import end_to_end as end_to_end
+from bwflow._chains import layers_of
+from bwflow._chains import partial_products as partial_products
+from bwflow._chains import widths as widths
+from bwflow._feedback import FeedbackAlignment as FeedbackAlignment
+from bwflow._feedback import FeedbackAlignmentStar as FeedbackAlignmentStar
+from bwflow._feedback import feedback_imbalance as feedback_imbalance
 from bwflow._pairs import VIEWS
 from bwflow._pairs import Product as Product
 from bwflow._pairs import Rectangular as Rectangular
 from bwflow._pairs import Symmetric as Symmetric
+from bwflow._sparse import LowRankPlusSparse as LowRankPlusSparse
+from bwflow._sparse import ProductPlusSparse as ProductPlusSparse
 from bwflow._types import Factors, Grams, Widths
 from bwflow.linalg import full_precision
 
@@ -62,97 +71,6 @@ class Deep(eqx.Module):
     def bottleneck(self, params: Factors) -> int:
         """Largest rank the end-to-end matrix can have."""
         return min(widths(params))
-
-
-def widths(factors: Factors) -> Widths:
-    """`(d_0, ..., d_N)` of the factors.
-
-    Raises
-    ------
-    ValueError
-        If `factors` is not a tuple or is empty, one of them is not a real floating matrix or is
-        empty, dtypes differ, or neighbours do not fit. Every function of factors refuses these.
-    """
-    shapes = [W.shape for W in _layers(factors)]
-    return (shapes[0][1], *(shape[0] for shape in shapes))
-
-
-def _layers(factors: Factors) -> Factors:
-    """The factors as arrays, refused if they are no chain of matrices."""
-    if not isinstance(factors, (tuple, list)) or not factors:
-        raise ValueError(
-            f"factors must be a non-empty tuple of matrices; got {_checks.shown(factors)}."
-        )
-    # A run that failed may be looked at, so they need not be finite.
-    layers = tuple(
-        _checks.real_array(f"factors[{j}]", W, ndim=2, finite=False) for j, W in enumerate(factors)
-    )
-    shapes = [W.shape for W in layers]
-    for j, shape in enumerate(shapes, start=1):
-        if 0 in shape:
-            raise ValueError(f"factors must be non-empty matrices; W_{j} has shape {shape}.")
-    if len({W.dtype for W in layers}) > 1:
-        found = ", ".join(str(W.dtype) for W in layers)
-        raise ValueError(f"factors must have one dtype; got {found}.")
-    for j, (inner, outer) in enumerate(pairwise(shapes), start=1):
-        if outer[1] != inner[0]:
-            raise ValueError(
-                f"factors must chain: W_{j + 1} of shape {outer} cannot follow W_{j} of shape "
-                f"{inner}; expected {inner[0]} columns."
-            )
-    return layers
-
-
-@full_precision
-def end_to_end(factors: Factors) -> Float[Array, "n p"]:
-    """End-to-end matrix `W = W_N ... W_1`, multiplied from the right.
-
-    Parameters
-    ----------
-    factors
-        The layers `(W_1, ..., W_N)`; `W_j` is `d_j x d_{j-1}`.
-
-    Raises
-    ------
-    ValueError
-        If the factors are not a chain of matrices.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> import bwflow as bw
-    >>> bw.end_to_end((2.0 * jnp.ones((3, 1)), jnp.ones((2, 3)))).tolist()
-    [[6.0], [6.0]]
-    """
-    W, *rest = _layers(factors)
-    for layer in rest:
-        W = layer @ W
-    return W
-
-
-@full_precision
-def partial_products(factors: Factors) -> tuple[Factors, Factors]:
-    """The products on both sides of every layer: all `W_{>j}`, and all `W_{<j}`.
-
-    `W_{>j} = W_N ... W_{j+1}` and `W_{<j} = W_{j-1} ... W_1`, identities at the ends; `2 N`
-    products in all.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> from bwflow import factors
-    >>> above, below = factors.partial_products((2.0 * jnp.eye(1), 3.0 * jnp.eye(1)))
-    >>> [float(A[0, 0]) for A in above], [float(B[0, 0]) for B in below]
-    ([3.0, 1.0], [1.0, 2.0])
-    """
-    factors, d = _layers(factors), widths(factors)
-    dtype = factors[0].dtype
-    above, below = [jnp.eye(d[-1], dtype=dtype)], [jnp.eye(d[0], dtype=dtype)]
-    for layer in factors[:-1]:
-        below.append(layer @ below[-1])
-    for layer in factors[:0:-1]:
-        above.append(above[-1] @ layer)
-    return tuple(above[::-1]), tuple(below)
 
 
 def sample(
@@ -199,7 +117,7 @@ def sample(
     >>> x.shape, bool((x == x[:, :1]).all())
     ((4, 3), True)
     """
-    factors = _layers(factors)
+    factors = layers_of(factors)
     _checks.random_key("key", key)
     tau = _checks.scalar("tau", tau, factors[0].dtype, minimum=0.0)
     return _sample(factors, key, _checks.positive_int("n", n), tau)
@@ -231,7 +149,7 @@ def imbalance(factors: Factors) -> Factors:
     >>> bw.imbalance((2.0 * jnp.eye(1), 3.0 * jnp.eye(1)))[0].tolist()
     [[5.0]]
     """
-    factors = _layers(factors)
+    factors = layers_of(factors)
     return tuple(outer.T @ outer - inner @ inner.T for inner, outer in pairwise(factors))
 
 
@@ -254,7 +172,7 @@ def zero_pad(factors: Factors, new_widths: Sequence[int]) -> Factors:
     >>> factors.widths(factors.zero_pad((jnp.ones((2, 2)), jnp.ones((2, 2))), (2, 5, 2)))
     (2, 5, 2)
     """
-    factors, old = _layers(factors), widths(factors)
+    factors, old = layers_of(factors), widths(factors)
     new_widths = _checks.widths("new_widths", new_widths)
     if len(new_widths) != len(old) or any(a < b for a, b in zip(new_widths, old, strict=True)):
         raise ValueError(

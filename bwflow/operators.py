@@ -5,6 +5,9 @@ what they are near) and `adjoint(v)`, the matrix `sum_i v_i A_i` as a lineax ope
 `Dense` stores the `A_i`. `Gaussian` and `Cosine` are scaled such that `||A(M)||^2` is about
 `||M||^2`. All are differentiable in the factors.
 
+`Dense` and `Entries` take a matrix by its entries, too: `operator.of_matrix(M)`. For others that is
+`operator(M, I)`.
+
 `Dense`, `Entries` and `Cosine` have `squared_norm`, the largest eigenvalue of `A A^*`; the others
 have none, since it would cost more than many gradients.
 
@@ -70,7 +73,12 @@ class Dense(eqx.Module):
     @full_precision
     def __call__(self, left: Array, right: Array) -> Float[Array, " m"]:
         left, right = _factors(self, left, right)
-        return self._flat @ (left @ right.T).ravel()
+        return self.of_matrix(left @ right.T)
+
+    @full_precision
+    def of_matrix(self, M: Float[Array, "n p"]) -> Float[Array, " m"]:
+        """Measurements of a matrix that is given by its entries."""
+        return self._flat @ _matrix(self, M).ravel()
 
     @full_precision
     def adjoint(self, v: Float[Array, " m"]) -> lx.AbstractLinearOperator:
@@ -273,6 +281,10 @@ class Entries(eqx.Module):
 
         return lax.scan(step, None, padded)[1].ravel()[: self.rows.size]
 
+    def of_matrix(self, M: Float[Array, "n p"]) -> Float[Array, " m"]:
+        """Entries of a matrix that is given by them."""
+        return _matrix(self, M)[self.rows, self.columns]
+
     def adjoint(self, v: Float[Array, " m"]) -> lx.AbstractLinearOperator:
         v, (n, p) = _vector(self, v), self.shape
         # A product is made of many vectors at once where it is mapped, hence of fewer entries.
@@ -387,6 +399,13 @@ def _factors(operator: Any, left: Array, right: Array) -> tuple[Array, Array]:
             f"{(n, p)}; got {left.shape} and {right.shape}."
         )
     return left, right
+
+
+def _matrix(operator: Any, M: ArrayLike) -> Array:
+    M = _checks.real_array("M", M, ndim=2, finite=False)
+    if M.shape != operator.shape:
+        raise ValueError(f"M must have shape {operator.shape}, as the operator has; got {M.shape}.")
+    return M
 
 
 def _vector(operator: Any, v: ArrayLike) -> Array:

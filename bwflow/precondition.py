@@ -26,6 +26,7 @@ from bwflow._gram_scaling import Damping, scale_by_gram
 from bwflow.linalg import full_precision
 
 __all__ = [
+    "add_balancing",
     "agn",
     "deep_precgd",
     "noraplus",
@@ -189,6 +190,41 @@ def noraplus(
     _learning_rate(learning_rate)
     transform = scale_by_gram(damping, view="end_to_end", normalize=True)
     return optax.chain(transform, optax.adam(learning_rate, **adam_options))
+
+
+def add_balancing(weight: ArrayLike = 0.5) -> optax.GradientTransformation:
+    """Adds the gradient of `weight / 4 ||L^T L - R^T R||^2`, which keeps a pair balanced.
+
+    The updates of `(L, R)` become `u + weight L D` and `v - weight R D`, `D = L^T L - R^T R`. Put
+    it first in a chain, before the learning rate, for gradients of losses of `L R^T`.
+
+    Raises
+    ------
+    ValueError
+        If the weight is negative; in the update, if the parameters are not given, or are no pair.
+
+    References
+    ----------
+    Tu, Boczar, Simchowitz, Soltanolkotabi and Recht (2016), arXiv 1507.03566; Zhang, Wang and Gu
+    (2018), arXiv 1702.06525.
+
+    Examples
+    --------
+    >>> import optax
+    >>> import bwflow as bw
+    >>> optimizer = optax.chain(bw.precondition.add_balancing(0.5), optax.sgd(0.1))
+    """
+    weight = _checks.scalar("weight", weight, float, minimum=0.0)
+
+    def update(updates, state, params=None):
+        if not isinstance(params, (tuple, list)) or len(params) != 2:
+            raise ValueError(f"params must be a pair (L, R); got {_checks.shown(params)}.")
+        (u, v), (L, R) = updates, params
+        with full_precision:
+            D = jnp.asarray(weight, L.dtype) * (L.T @ L - R.T @ R)
+            return (u + L @ D, v - R @ D), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def scale_by_polyak(minimum: ArrayLike = 0.0) -> optax.GradientTransformationExtraArgs:

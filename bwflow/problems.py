@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, PRNGKeyArray
 
 from bwflow import _checks, losses, operators
-from bwflow.factors import Product
+from bwflow.factors import Product, ProductPlusSparse
 from bwflow.linalg import full_precision
 from bwflow.losses._measured import measured
 
@@ -30,7 +30,7 @@ class Problem(NamedTuple):
     """A loss and the truth that it measures."""
 
     loss: Any
-    truth: Array | Product
+    truth: Array | Product | ProductPlusSparse
 
 
 def sensing(
@@ -209,6 +209,57 @@ def completion(
     rows, columns = jax.random.randint(one, (m,), 0, n), jax.random.randint(two, (m,), 0, p)
     y = _noisy(keys[1], operators.Entries(rows, columns, (n, p)), truth, sigma)
     return Problem(losses.Completion(rows, columns, y, (n, p)), truth)
+
+
+def low_rank_plus_sparse(
+    key: PRNGKeyArray,
+    shape: int | tuple[int, int],
+    *,
+    rank: int,
+    rate: ArrayLike,
+    num_measurements: int | None = None,
+    condition: ArrayLike = 1.0,
+    size: ArrayLike = 10.0,
+    operator: str = "dense",
+) -> Problem:
+    """A matrix of low rank some of whose entries are struck, each with probability `rate`.
+
+    What is added there is uniform in `(-s, s)`, `s` being `size` times the largest entry. The truth
+    is a `bwflow.factors.ProductPlusSparse`. The loss is `Approximation` of the sum or, with a
+    number of measurements, `Sensing` of it by an operator as in `sensing`. Of a symmetric problem
+    (`shape` a number) the corruption is symmetric, and so is the sum: a covariance for
+    `losses.TrimmedBuresWasserstein(loss.Y, bounds)`.
+
+    References
+    ----------
+    Zhang, Wang and Gu (2018), arXiv 1702.06525.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import bwflow as bw
+    >>> loss, truth = bw.problems.low_rank_plus_sparse(jax.random.key(0), (9, 8), rank=2, rate=0.1)
+    >>> float(loss(truth)), bw.projections.Sparsity.of(truth.sparse).count
+    (0.0, 7)
+    """
+    share = _checks.scalar("rate", rate, float, minimum=0.0, maximum=1.0)
+    scale = _checks.scalar("size", size, float, minimum=0.0)
+    keys, W = _truth(key, shape, rank, condition)
+    symmetric = not isinstance(W, Product)
+    product = Product(W, W) if symmetric else W
+    M = product.matrix()
+    hit, far = jax.random.split(keys[1])
+    struck = jax.random.bernoulli(hit, jnp.asarray(share, M.dtype), M.shape)
+    S = jax.random.uniform(far, M.shape, M.dtype, -1.0, 1.0) * jnp.max(jnp.abs(M))
+    S = jnp.where(struck, jnp.asarray(scale, M.dtype) * S, 0)
+    if symmetric:
+        S = jnp.triu(S) + jnp.triu(S, 1).T
+    truth = ProductPlusSparse(product, S)
+    if num_measurements is None:
+        return Problem(losses.Approximation(truth.matrix()), truth)
+    m = _checks.positive_int("num_measurements", num_measurements)
+    A = _operator(keys[0], operator, m, product, symmetric=symmetric)
+    return Problem(losses.Sensing(A, measured(A, truth)), truth)
 
 
 @full_precision

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from bwflow import _checks
 from bwflow._lockstep import in_groups, layout
+from bwflow._quantities import ALL as QUANTITIES
 from bwflow._trajectory import OUTCOMES, Trajectory
-from bwflow.diagnostics import QUANTITIES
 
 LARGEST_CHUNK = 256  # runs, where only the memory bounds a chunk
 _LARGEST_OF_GROUPS = 4096  # likewise, of runs that do not all wait for each other

@@ -10,7 +10,6 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from bwflow import _checks
 from bwflow._process import in_precision
-from bwflow.covariances import covariance_matrices
 
 METRIC = "bures_wasserstein"
 _DTYPES = (np.float64, np.float32)
@@ -68,7 +67,7 @@ def covariances(name: str, X: ArrayLike, *, size: int | None = None) -> Float[np
             f"got shape {array.shape}."
         )
     with in_precision(str(array.dtype)):
-        covariance_matrices(name, array)
+        _checks.covariance_matrices(name, array)
     return array
 
 

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from bwflow import _checks
-from bwflow.covariances import Target, covariance_matrices
+from bwflow.covariances import Target
 from bwflow.geometry._roots import narrowed, root
 from bwflow.linalg import after, full_precision, settled
 
@@ -102,7 +102,7 @@ def operand(name: str, x: Covariance) -> Operand:
     """A covariance, refused where it is seen not to be one."""
     if isinstance(x, Factor | Target):
         return Operand(name, x.factor, "factor")
-    return Operand(name, covariance_matrices(name, x), "matrix")
+    return Operand(name, _checks.covariance_matrices(name, x), "matrix")
 
 
 def operands(*, together: bool = True, **given: Covariance) -> list[Operand]:

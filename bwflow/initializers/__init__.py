@@ -24,6 +24,7 @@ from bwflow.initializers._random import orthogonal as orthogonal
 from bwflow.initializers._random import uniform as uniform
 from bwflow.initializers._random import xavier_normal as xavier_normal
 from bwflow.initializers._random import xavier_uniform as xavier_uniform
+from bwflow.initializers._robust import low_rank_plus_sparse as low_rank_plus_sparse
 from bwflow.initializers._spectral import nora as nora
 from bwflow.initializers._spectral import nystrom as nystrom
 from bwflow.initializers._spectral import spectral as spectral

@@ -90,7 +90,7 @@ def spectral(
 
     def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
         widths, dtype = layout(key, widths, dtype)
-        p, r, n = _of_a_pair(widths) if rectangular else (widths[-1], min(widths), widths[-1])
+        p, r, n = of_a_pair(widths) if rectangular else (widths[-1], min(widths), widths[-1])
         c = None if scale is None else jnp.asarray(scale, dtype)
         kernel = _spectral_pair if rectangular else _spectral
         start = kernel(_checks.traced_numbers(loss, dtype), key, c, min(n, p, r), n, p, dtype)
@@ -161,7 +161,7 @@ def nystrom(target: Any, std: ArrayLike = 1.0, rectangular: bool = False) -> Ini
 
     def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
         widths, dtype = layout(key, widths, dtype)
-        p, r, n = _of_a_pair(widths) if rectangular else (shape[1], widths[0], widths[-1])
+        p, r, n = of_a_pair(widths) if rectangular else (shape[1], widths[0], widths[-1])
         if (n, p) != shape:
             expected = f"be ({shape[1]}, r, {shape[0]})" if rectangular else f"end with {shape[0]}"
             raise ValueError(f"widths must {expected} for this target; got {widths}.")
@@ -219,7 +219,7 @@ def nora(W0: ArrayLike, sigma: ArrayLike = 0.02, *, alpha: ArrayLike | None = No
 
     def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
         widths, dtype = layout(key, widths, dtype)
-        p, r, n = _of_a_pair(widths)
+        p, r, n = of_a_pair(widths)
         if (n, p) != W0.shape:
             raise ValueError(
                 f"widths must be ({W0.shape[1]}, r, {W0.shape[0]}) for this W0; got {widths}."
@@ -232,7 +232,7 @@ def nora(W0: ArrayLike, sigma: ArrayLike = 0.02, *, alpha: ArrayLike | None = No
     return initialize
 
 
-def _of_a_pair(widths: Widths) -> Widths:
+def of_a_pair(widths: Widths) -> Widths:
     if len(widths) != 3:
         raise ValueError(f"widths must be (p, r, n) for a pair; got {widths}.")
     return widths

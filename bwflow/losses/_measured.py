@@ -1,7 +1,7 @@
-"""Losses of linear measurements: of `M = W W^T`, or of `M = L R^T` for a `Product`."""
+"""Losses of linear measurements: of `M = W W^T`, for a `Product` of `L R^T` (`+ S`)."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import equinox as eqx
 import jax
@@ -12,17 +12,21 @@ from jaxtyping import Array, ArrayLike, Float
 
 from bwflow import _checks
 from bwflow._types import Scalar
-from bwflow.factors import Product
+from bwflow.factors import Product, ProductPlusSparse
 from bwflow.linalg import frobenius_norm, positive_power, symmetrize
 from bwflow.operators import Entries, RankOne
+
+EndToEnd: TypeAlias = Array | Product | ProductPlusSparse
 
 _OPERATOR = "an operator of bwflow.operators, such as bwflow.operators.Dense(matrices)"
 
 
-def measured(operator: Any, W: Array | Product) -> Float[Array, " m"]:
-    """Measurements of `W W^T`, or of a `Product`."""
+def measured(operator: Any, W: EndToEnd) -> Float[Array, " m"]:
+    """Measurements of `W W^T`, of a `Product`, or of one plus a sparse matrix."""
     if isinstance(W, Product):
         return operator(W.left, W.right)
+    if isinstance(W, ProductPlusSparse):
+        return measured(operator, W.product) + measured_matrix(operator, W.sparse)
     n, p = operator.shape
     if n != p:
         raise ValueError(
@@ -30,6 +34,13 @@ def measured(operator: Any, W: Array | Product) -> Float[Array, " m"]:
             " square; use factorization=bwflow.factors.Rectangular()."
         )
     return operator(W, W)
+
+
+def measured_matrix(operator: Any, M: Float[Array, "n p"]) -> Float[Array, " m"]:
+    """Measurements of a matrix that is given by its entries."""
+    if hasattr(operator, "of_matrix"):
+        return operator.of_matrix(M)
+    return operator(M, jnp.eye(M.shape[1], dtype=M.dtype))
 
 
 class _Measured(eqx.Module):
@@ -50,7 +61,7 @@ class _Measured(eqx.Module):
                 f"got {self.y.size}."
             )
 
-    def __call__(self, W: Array | Product) -> Scalar:
+    def __call__(self, W: EndToEnd) -> Scalar:
         return self._of_measurements(measured(self.operator, W))
 
     @abstractmethod
@@ -61,7 +72,7 @@ class _Measured(eqx.Module):
     def _sizes(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
         """Sizes of the terms whose differences are the slopes of `_of_measurements`."""
 
-    def gradient_scale(self, W: Array | Product) -> Scalar:
+    def gradient_scale(self, W: EndToEnd) -> Scalar:
         """Size of the terms that cancel in `covariance_gradient`, which its rounding goes by.
 
         `sqrt(sum_i (s_i ||A_i||)^2)`, `s_i` being the size of those in a measurement's slope:
@@ -77,14 +88,15 @@ class _Measured(eqx.Module):
         squared = getattr(self.operator, "squared_norm", None)
         return None if squared is None else slope * jnp.asarray(squared, self.y.dtype)
 
-    def covariance_gradient(self, W: Array | Product) -> lx.AbstractLinearOperator:
-        """Gradient in `M`: its symmetric part `G` for `M = W W^T`, itself for a `Product`.
+    def covariance_gradient(self, W: EndToEnd) -> lx.AbstractLinearOperator:
+        """Gradient in `M`: its symmetric part `G` for `M = W W^T`, itself for the others.
 
-        The gradient in `W` is `2 G W`, those in `L` and `R` are `Z R` and `Z^T L`.
+        The gradient in `W` is `2 G W`, those in `L` and `R` are `Z R` and `Z^T L`, that in `S` is
+        `Z`.
         """
         z = measured(self.operator, W)
         slope = self.operator.adjoint(jax.grad(self._of_measurements)(z))
-        if isinstance(W, Product):
+        if not isinstance(W, Array):
             return slope
         if isinstance(slope, lx.MatrixLinearOperator):
             return lx.MatrixLinearOperator(symmetrize(slope.as_matrix()), lx.symmetric_tag)
@@ -147,7 +159,7 @@ class Sensing(_Measured):
         """Lipschitz constant `||A||^2` of the gradient in `M`; `None` if `A` does not tell it."""
         return self._smoothness(1.0)
 
-    def error_scale(self, W: Array | Product) -> Scalar:
+    def error_scale(self, W: EndToEnd) -> Scalar:
         """`sqrt|loss - noise_energy|`: `||M - M*||` over the root of 2, where `A` keeps norms."""
         value = self(W)
         return positive_power(jnp.abs(value - jnp.asarray(self.noise_energy, value.dtype)), 0.5)
@@ -211,7 +223,7 @@ class OneBit(_Measured):
         """
         return self._smoothness(1 / (4 * self.y.size))
 
-    def error_scale(self, W: Array | Product) -> Scalar:
+    def error_scale(self, W: EndToEnd) -> Scalar:
         """Frobenius norm of the gradient in `M`, which vanishes at a truth without noise."""
         return frobenius_norm(self.covariance_gradient(W))
 
@@ -256,7 +268,7 @@ class PhaseRetrieval(_Measured):
     def _sizes(self, z: Array) -> Array:
         return (jnp.abs(z) + jnp.abs(self.y)) / z.size
 
-    def error_scale(self, W: Array | Product) -> Scalar:
+    def error_scale(self, W: EndToEnd) -> Scalar:
         """Frobenius norm of the gradient in `M`, which vanishes at a truth without noise."""
         return frobenius_norm(self.covariance_gradient(W))
 
@@ -320,7 +332,7 @@ class Completion(_Measured):
     def _sizes(self, z: Array) -> Array:
         return (jnp.abs(z) + jnp.abs(self.y)) / self.observed
 
-    def error_scale(self, W: Array | Product) -> Scalar:
+    def error_scale(self, W: EndToEnd) -> Scalar:
         """Root of the loss, near `||M - M*||` over the root of 2 for incoherent matrices."""
         return positive_power(self(W), 0.5)
 

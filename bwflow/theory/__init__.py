@@ -14,6 +14,8 @@ from bwflow.theory.exact import frobenius_flow as frobenius_flow
 from bwflow.theory.exact import linear_flow as linear_flow
 from bwflow.theory.exact import rank_one_flow as rank_one_flow
 from bwflow.theory.exact import scalar_unbalanced_flow as scalar_unbalanced_flow
+from bwflow.theory.feedback import feedback_modes as feedback_modes
+from bwflow.theory.feedback import sketch_limit as sketch_limit
 from bwflow.theory.margins import convexity_constant as convexity_constant
 from bwflow.theory.margins import margin as margin
 from bwflow.theory.margins import published_margin as published_margin

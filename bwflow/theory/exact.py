@@ -19,7 +19,6 @@ from jaxtyping import Array, ArrayLike, Float
 
 from bwflow import _checks
 from bwflow._types import Scalar
-from bwflow.covariances import covariance_matrix
 from bwflow.linalg import full_precision
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
@@ -132,7 +131,7 @@ def _rank_one(w0: Float[Array, " n"], Sigma: Float[Array, "n n"], time: Scalar) 
     size = jax.nn.softplus(jnp.log(rates) - jnp.log(jnp.sum(mass)) / 2 + 2 * time + goal)
     bounds = top * size / rates - 2 * time
     rounding = 8 * jnp.finfo(time.dtype).eps * (2 * time + top * size / rates)
-    y = _root(excess, bounds[0] - rounding[0], bounds[1] + rounding[1])
+    y = crossing(excess, bounds[0] - rounding[0], bounds[1] + rounding[1])
     growth = jnp.where(seen, y - 2 * (top - lam) * x_of(y), -2 * time)
     return Q @ jnp.where(coordinates == 0, 0, jnp.exp(growth) * coordinates)
 
@@ -148,7 +147,7 @@ def _graded_integral(weights: Array, lam: Array, x: Scalar, top: Scalar) -> Scal
     return widths @ (jnp.sqrt(jnp.sum(terms, axis=-1)) @ jnp.asarray(_WEIGHTS, x.dtype))
 
 
-def _root(increasing: Callable[[Scalar], Scalar], low: Scalar, high: Scalar) -> Scalar:
+def crossing(increasing: Callable[[Array], Array], low: Array, high: Array) -> Array:
     """Where an increasing function changes sign between `low` and `high`."""
 
     def halve(_, bracket):
@@ -236,7 +235,9 @@ def _aligned(depth: int, start: Scalar, lam: Scalar, time: Scalar, tau: Scalar) 
 
     panels = 64 if s0.dtype == jnp.float64 else 32
     z, left = lax.fori_loop(0, panels, advance, (jnp.zeros_like(s0), time))
-    rise = _root(lambda width: elapsed(z, width) - left, jnp.zeros_like(s0), jnp.full_like(s0, 2))
+    rise = crossing(
+        lambda width: elapsed(z, width) - left, jnp.zeros_like(s0), jnp.full_like(s0, 2)
+    )
     return jnp.where(start > 0, position(z + rise), 0)
 
 
@@ -364,7 +365,7 @@ def _elementwise(
 
 
 def _covariance(x: ArrayLike, size: int) -> Array:
-    array = covariance_matrix("covariance", x)
+    array = _checks.covariance_matrix("covariance", x)
     if array.shape != (size, size):
         raise ValueError(f"covariance must have shape {(size, size)}; got {array.shape}.")
     return array
