@@ -28,6 +28,7 @@ _MODULES = (
     "diagnostics",
     "estimators",
     "experiment",
+    "experimental",
     "export",
     "factors",
     "geometry",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from bwflow import diagnostics as diagnostics
     from bwflow import estimators as estimators
     from bwflow import experiment as experiment
+    from bwflow import experimental as experimental
     from bwflow import export as export
     from bwflow import factors as factors
     from bwflow import geometry as geometry

@@ -61,7 +61,7 @@ def sensing(
     >>> truth.shape, float(loss(truth))
     ((5, 2), 0.0)
     """
-    keys, truth = _truth(key, shape, rank, condition)
+    keys, truth = drawn_truth(key, shape, rank, condition)
     m = _checks.positive_int("num_measurements", num_measurements)
     A = _operator(keys[0], operator, m, truth, symmetric=not isinstance(truth, Product))
     sigma = _checks.scalar("noise", noise, truth.dtype, minimum=0.0)
@@ -137,7 +137,7 @@ def one_bit(
     >>> bool(abs(jax.grad(loss)(truth)).max() < 1e-6)
     True
     """
-    keys, truth = _truth(key, shape, rank, condition)
+    keys, truth = drawn_truth(key, shape, rank, condition)
     m = _checks.positive_int("num_measurements", num_measurements)
     A = operators.Dense(jax.random.normal(keys[0], (m, *_sizes(truth)), truth.dtype))
     y = jax.nn.sigmoid(measured(A, truth))
@@ -169,7 +169,7 @@ def phase_retrieval(
     >>> float(loss(truth))
     0.0
     """
-    keys, truth = _truth(key, _checks.positive_int("n", n), rank, condition)
+    keys, truth = drawn_truth(key, _checks.positive_int("n", n), rank, condition)
     m = _checks.positive_int("num_measurements", num_measurements)
     sigma = _checks.scalar("noise", noise, truth.dtype, minimum=0.0)
     vectors = jax.random.normal(keys[0], (m, n), truth.dtype)
@@ -201,7 +201,7 @@ def completion(
     >>> truth.shape, bool(loss(truth) < 1e-10)
     ((40, 30), True)
     """
-    keys, truth = _truth(key, shape, rank, condition)
+    keys, truth = drawn_truth(key, shape, rank, condition)
     m = _checks.positive_int("num_observed", num_observed)
     sigma = _checks.scalar("noise", noise, truth.dtype, minimum=0.0)
     n, p = _sizes(truth)
@@ -244,7 +244,7 @@ def low_rank_plus_sparse(
     """
     share = _checks.scalar("rate", rate, float, minimum=0.0, maximum=1.0)
     scale = _checks.scalar("size", size, float, minimum=0.0)
-    keys, W = _truth(key, shape, rank, condition)
+    keys, W = drawn_truth(key, shape, rank, condition)
     symmetric = not isinstance(W, Product)
     product = Product(W, W) if symmetric else W
     M = product.matrix()
@@ -263,7 +263,7 @@ def low_rank_plus_sparse(
 
 
 @full_precision
-def _truth(
+def drawn_truth(
     key: PRNGKeyArray, shape: Any, rank: int, condition: ArrayLike
 ) -> tuple[Array, Array | Product]:
     """Two keys for what is measured, and the truth."""

@@ -73,7 +73,7 @@ def found(request):
         }
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operators, "_CHUNK", 24 if request.param == "gaussian" else 4)
+        patch.setattr(operators._arguments, "CHUNK", 24 if request.param == "gaussian" else 4)
         operator = MADE[request.param]()
         return request.param, operator, everything(operator), (*factors, v, x, y)
 
@@ -166,7 +166,7 @@ def temporary(operator, *factors):
 @pytest.mark.once
 def test_observed_entries_are_gathered_block_by_block(monkeypatch):
     n, r, m = 3000, 16, 400_000
-    monkeypatch.setattr(operators, "_CHUNK", 2**17)
+    monkeypatch.setattr(operators._arguments, "CHUNK", 2**17)
     indices = jax.ShapeDtypeStruct((m,), jnp.int32)
     operator = jax.eval_shape(lambda i, j: operators.Entries(i, j, (n, n)), indices, indices)
     factor = jax.ShapeDtypeStruct((n, r), float)
@@ -178,7 +178,7 @@ def test_observed_entries_are_gathered_block_by_block(monkeypatch):
 @pytest.mark.once
 def test_many_products_with_observed_entries_are_made_block_by_block(monkeypatch):
     n, k, m = 3000, 100, 400_000
-    monkeypatch.setattr(operators, "_CHUNK", 2**17)
+    monkeypatch.setattr(operators._arguments, "CHUNK", 2**17)
 
     def products(rows, columns, v, X):
         G = operators.Entries(rows, columns, (n, n)).adjoint(v)
@@ -197,7 +197,7 @@ def test_products_with_observed_entries_do_not_depend_on_the_blocks(monkeypatch)
     A = np.zeros((5, 4))
     np.add.at(A, (i, j), v)
     for chunk in (1, 64 * 5, 64 * 23, 2**20):
-        monkeypatch.setattr(operators, "_CHUNK", chunk)
+        monkeypatch.setattr(operators._arguments, "CHUNK", chunk)
         G = operators.Entries(i, j, (5, 4)).adjoint(array(v))
         assert_close(G.mv(array(x)), A @ x, 1e-13)
         assert_close(G.transpose().mv(array(np.arange(5.0))), A.T @ np.arange(5.0), 1e-13)
@@ -222,7 +222,7 @@ def test_rank_one_matrices_measure_factors_that_are_constants_of_the_program(sha
 @pytest.mark.once
 def test_redrawn_matrices_are_held_block_by_block(monkeypatch):
     n, m = 32, 10_000
-    monkeypatch.setattr(operators, "_CHUNK", 2**14)
+    monkeypatch.setattr(operators._arguments, "CHUNK", 2**14)
     operator = jax.eval_shape(lambda key: operators.Gaussian(key, m, (n, n)), KEY)
     factor = jax.ShapeDtypeStruct((n, 2), float)
     size = 8 * (4 * m + 8 * n * n + 8 * 2**14)
@@ -231,7 +231,7 @@ def test_redrawn_matrices_are_held_block_by_block(monkeypatch):
 
 @pytest.mark.once
 def test_a_chunk_holds_a_row_however_many_columns_and_none(monkeypatch):
-    monkeypatch.setattr(operators, "_CHUNK", 1)
+    monkeypatch.setattr(operators._arguments, "CHUNK", 1)
     operator = operators.Entries(ROWS, COLUMNS, (N, P))
     empty = operator(jnp.zeros((N, 0)), jnp.zeros((P, 0)))
     assert_close(empty, np.zeros(M), 0.0)

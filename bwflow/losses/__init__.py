@@ -6,6 +6,7 @@ from bwflow.losses._measured import Completion as Completion
 from bwflow.losses._measured import OneBit as OneBit
 from bwflow.losses._measured import PhaseRetrieval as PhaseRetrieval
 from bwflow.losses._measured import Sensing as Sensing
+from bwflow.losses._measured import weighted as weighted
 from bwflow.losses._targets import BuresWasserstein as BuresWasserstein
 from bwflow.losses._targets import Frobenius as Frobenius
 from bwflow.losses._targets import frobenius as frobenius

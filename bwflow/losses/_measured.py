@@ -14,7 +14,7 @@ from bwflow import _checks
 from bwflow._types import Scalar
 from bwflow.factors import Product, ProductPlusSparse
 from bwflow.linalg import frobenius_norm, positive_power, symmetrize
-from bwflow.operators import Entries, RankOne
+from bwflow.operators import Entries, RankOne, Weighted, measured_matrix
 
 EndToEnd: TypeAlias = Array | Product | ProductPlusSparse
 
@@ -34,13 +34,6 @@ def measured(operator: Any, W: EndToEnd) -> Float[Array, " m"]:
             " square; use factorization=bwflow.factors.Rectangular()."
         )
     return operator(W, W)
-
-
-def measured_matrix(operator: Any, M: Float[Array, "n p"]) -> Float[Array, " m"]:
-    """Measurements of a matrix that is given by its entries."""
-    if hasattr(operator, "of_matrix"):
-        return operator.of_matrix(M)
-    return operator(M, jnp.eye(M.shape[1], dtype=M.dtype))
 
 
 class _Measured(eqx.Module):
@@ -368,3 +361,34 @@ class AbsoluteSensing(_Measured):
 
     def _sizes(self, z: Array) -> Array:
         return jnp.ones_like(z)
+
+
+def weighted(loss: Sensing | Completion, weights: ArrayLike) -> Sensing:
+    """`1/2 sum_i w_i (<A_i, M> - y_i)^2`, for the measurements of a loss of squares.
+
+    Of a `Completion` it is that divided by the observed share, as its loss is.
+
+    Parameters
+    ----------
+    loss
+        `Sensing` or `Completion`; a `noise_energy` is dropped.
+    weights
+        `w_i`, one for each measurement, not negative.
+
+    Raises
+    ------
+    ValueError
+        If the loss is another, or the weights are not as many finite numbers of at least 0.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> loss = bw.losses.Completion([0, 1], [0, 0], jnp.array([1.0, 2.0]), (2, 2))
+    >>> float(bw.losses.weighted(loss, jnp.array([1.0, 0.5]))(jnp.eye(2)))
+    2.0
+    """
+    _checks.instance("loss", loss, (Sensing, Completion), "one of squares, Sensing or Completion")
+    share = loss.observed if isinstance(loss, Completion) else 1.0
+    operator = Weighted(loss.operator, jnp.asarray(weights) / share)
+    return Sensing(operator, positive_power(operator.weights, 0.5).astype(loss.y.dtype) * loss.y)
