@@ -83,25 +83,29 @@ class FeedbackAlignment(eqx.Module):
     @full_precision
     def pullback(self, params: Factors, G: Float[Array, "n p"]) -> Factors:
         """Directions `B_{>j}^T G W_{<j}^T` of a gradient `G` in the end-to-end matrix."""
-        above, below = self._products(params)
-        return tuple(A.T @ G @ C.T for A, C in zip(above, below, strict=True))
+        layers = self._checked(params)
+        below = [layers[0]]
+        for layer in layers[1:-1]:
+            below.append(layer @ below[-1])
+        directions = []
+        for B, C in zip(self.feedback[::-1], below[::-1], strict=False):
+            directions.append(G @ C.T)
+            G = B.T @ G
+        return (G, *directions[::-1])
 
     @full_precision
     def grams(self, params: Factors, view: str = "end_to_end") -> Grams:
         """Per layer `(B_{>j}^T B_{>j}, W_{<j} W_{<j}^T)`; there is no other view."""
         _checks.choice("view", view, self.views)
-        above, below = self._products(params)
+        layers = self._checked(params)
+        # In place of the first layer anything does: products above do not have it.
+        above, _ = partial_products((layers[0], *self.feedback))
+        _, below = partial_products(layers)
         return tuple((A.T @ A, C @ C.T) for A, C in zip(above, below, strict=True))
 
     def bottleneck(self, params: Factors) -> int:
         """Largest rank the end-to-end matrix can have."""
         return min(widths(self._checked(params)))
-
-    def _products(self, params: Factors) -> tuple[Factors, Factors]:
-        layers = self._checked(params)
-        # In place of the first layer anything does: products above do not have it.
-        above, _ = partial_products((layers[0], *self.feedback))
-        return above, partial_products(layers)[1]
 
     def _checked(self, params: Factors) -> Factors:
         layers = layers_of(params)

@@ -382,6 +382,31 @@ def test_feedback_is_batched_and_differentiated():
         assert_close(slope, difference, by_precision(1e-6, 0.05))
 
 
+def test_a_sweep_knows_the_axes_of_feedback_quantities():
+    loss = bw.losses.Approximation(array(low_rank(0)))
+
+    def experiment(*, seed):
+        key = jax.random.key(seed)
+        layers = bw.initializers.gaussian()(key, (P, 4, 5, N))
+        feedback = bw.initializers.gaussian()(jax.random.fold_in(key, 1), (P, 4, 5, N))[1:]
+        return bw.gradient_descent(
+            loss,
+            layers,
+            optax.sgd(0.1),
+            num_steps=4,
+            save_every=2,
+            factorization=FeedbackAlignment(feedback),
+            probe=diagnostics.record("loss", "feedback_alignment", "sketch_distance"),
+            throw=False,
+        )
+
+    ds = bw.sweep(experiment, static={}, traced={"seed": jnp.arange(3)}, progress=False)
+    assert ds["feedback_alignment"].dims == ("seed", "save", "layer")
+    assert ds["feedback_alignment"].shape == (3, 3, 2)
+    assert "cosine" in ds["feedback_alignment"].attrs["long_name"]
+    assert bool(np.isfinite(ds["sketch_distance"]).all())
+
+
 LAYERS = gaussian_factors(0, (P, 3, N))
 REFUSED = {
     "shape": (

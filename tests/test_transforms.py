@@ -193,6 +193,48 @@ TABLE = {
         measured,
         (array(NORMAL).reshape(3, 3, 3), W, array(NORMAL[:3])),
     ),
+    "FeedbackAlignment": (
+        lambda layers, G, B: bw.factors.FeedbackAlignment(B).pullback(layers, G),
+        (PAIR, gaussian_factors(6, (3, 3))[0], gaussian_factors(7, (4, 3))[0]),
+    ),
+    "FeedbackAlignmentStar": (
+        lambda W, B, Y: bw.factors.FeedbackAlignmentStar(B, Y).assemble(W),
+        (W[:2], W[:, :2], gaussian_factors(6, (4, 3))[0]),
+    ),
+    "feedback_imbalance": (
+        lambda layers, B: bw.factors.feedback_imbalance(layers, (B,)),
+        (PAIR, gaussian_factors(7, (4, 3))[0]),
+    ),
+    "sketch_limit": (bw.theory.sketch_limit, (W, W[:, :2])),
+    "feedback quantities": (
+        lambda layers, B: bw.diagnostics.record(
+            "feedback_alignment", "direction_alignment", "sketch_distance"
+        ).bind(bw.factors.FeedbackAlignment(B))(bw.losses.Approximation(S), layers),
+        (PAIR, gaussian_factors(7, (4, 3))[0]),
+    ),
+    "representation_similarity": (bw.diagnostics.representation_similarity, (W, W[:2] + 1.0)),
+    "Approximation": (
+        lambda Y, L, R: bw.losses.Approximation(Y)(bw.factors.Product(L, R)),
+        (W, W[:, :2], W[:2].T),
+    ),
+    "LowRankPlusSparse": (
+        lambda L, R, S: jax.value_and_grad(bw.losses.Approximation(S @ S.T))(
+            bw.factors.LowRankPlusSparse().assemble(((L, R), S))
+        ),
+        (W[:, :2], OTHER, SECOND),
+    ),
+    "double_threshold": (
+        lambda S: bw.projections.double_threshold(S, bw.projections.Sparsity(5, 0.7, 0.7)),
+        (W,),
+    ),
+    "clip_rows": (bw.projections.clip_rows, (W, array(0.9))),
+    "row_bound": (bw.projections.row_bound, (W, array(2.0))),
+    "weighted": (
+        lambda W, y, w: bw.losses.weighted(
+            bw.losses.Completion([0, 2, 1], [1, 1, 2], y, (3, 3)), w
+        )(W),
+        (W, array(NORMAL[:3]), array(NORMAL[:3] ** 2)),
+    ),
     "starts from a matrix": (
         lambda W, std: (
             *bw.initializers.nystrom(W, std, True)(jax.random.key(0), (4, 2, 3)),
@@ -307,6 +349,17 @@ def test_single_precision_stays_single(name):
         "EndToEnd",
         "Covariance",
         "measured losses",
+        "FeedbackAlignment",
+        "FeedbackAlignmentStar",
+        "feedback_imbalance",
+        "sketch_limit",
+        "representation_similarity",
+        "Approximation",
+        "LowRankPlusSparse",
+        "double_threshold",
+        "clip_rows",
+        "row_bound",
+        "weighted",
     ):
         pytest.skip("closes over a target in the precision of the run")
     single = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from bwflow import _checks
 from bwflow.experimental import _oracle
-from bwflow.linalg import full_precision
+from bwflow.linalg import after, full_precision
 from bwflow.operators import Dense
 
 _SLACK = 0.4  # on the share of a matrix of low rank that the random measurements see
@@ -195,7 +195,9 @@ def _recover(matrices, y, tolerance, radius, share, rank: int, bounds: tuple[int
         lower = _oracle.truncated(X, rank)
         smaller = jnp.minimum(certified * found.radius, distance(lower, share))
         less = share / _GROWTH
-        larger = jnp.maximum(_GROWTH**0.5 * found.radius, distance(found.matrix, less))
+        larger = jnp.maximum(
+            _GROWTH**0.5 * found.radius, distance(after(found.matrix, smaller), less)
+        )
         radius = jnp.where(refuted, jnp.minimum(larger, first), smaller)
         matrix = jnp.where(refuted, found.matrix, lower)
         found = Recovery(
