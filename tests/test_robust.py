@@ -319,6 +319,12 @@ REFUSED = {
         ),
         "sparsity must have a count of at most 42",
     ),
+    "few measurements": (
+        lambda: bw.initializers.low_rank_plus_sparse(
+            losses.Sensing(OPERATORS["dense"], jnp.ones(9)), BOUNDS
+        )(jax.random.key(0), (P, R, N)),
+        "loss must have at least 22 measurements, the freedom of matrices of rank 2, .* got 9",
+    ),
     "rate": (
         lambda: problems.low_rank_plus_sparse(jax.random.key(0), 5, rank=1, rate=2.0),
         "rate must be at most 1",

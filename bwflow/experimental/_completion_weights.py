@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from bwflow import _checks
+from bwflow.experimental._accelerated import accelerated
 from bwflow.linalg import full_precision
 from bwflow.operators import Entries
 
@@ -136,16 +137,10 @@ def _flattened(counts: Array, num_steps: int, num_rounds: int) -> Array:
     def lowered(W: Array, bound: Array) -> Array:
         """Accelerated descent, in units in which the gradient has Lipschitz constant 1."""
 
-        def advance(_, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            W, Y, inertia = state
-            new = jnp.where(observed, jnp.maximum(Y - unit * excess(Y, bound)[1], 0), 0)
-            turned = jnp.vdot(Y - new, new - W) > 0
-            inertia = jnp.where(turned, 1, inertia)
-            faster = (1 + jnp.sqrt(1 + 4 * inertia**2)) / 2
-            push = jnp.where(turned, 0, (inertia - 1) / faster)
-            return new, new + push * (new - W), faster
+        def descended(W: Array) -> Array:
+            return jnp.where(observed, jnp.maximum(W - unit * excess(W, bound)[1], 0), 0)
 
-        return lax.fori_loop(0, num_steps, advance, (W, W, jnp.ones((), W.dtype)))[0]
+        return accelerated(descended, W, num_steps)
 
     def halve(_, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         low, high, W = state

@@ -1,5 +1,6 @@
 """The reweighting oracle: weights of measurements that are best for the iterate at hand."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from bwflow.experimental._accelerated import accelerated
 from bwflow.linalg import after
 
 _LARGEST_WEIGHT = 1e3  # of a measurement with a residual near zero, in a start
@@ -86,22 +88,15 @@ def oracle(
     def allowed(v: Array) -> Array:
         return jnp.where(v * residuals > 0, v, 0)
 
-    def advance(_, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        v, y, inertia = state
-        _, step = decrease(A, y, residuals, Y, size)
-        new = allowed(y + (residuals - A.rows @ step.ravel()) / A.lengths)
-        turned = jnp.vdot((y - new) * A.lengths, new - v) > 0
-        inertia = jnp.where(turned, 1, inertia)
-        faster = (1 + jnp.sqrt(1 + 4 * inertia**2)) / 2
-        push = jnp.where(turned, 0, (inertia - 1) / faster)
-        return new, new + push * (new - v), faster
+    def ascended(v: Array) -> Array:
+        _, step = decrease(A, v, residuals, Y, size)
+        return allowed(v + (residuals - A.rows @ step.ravel()) / A.lengths)
 
     # The weights of another iterate may be worse than none.
     start = weights * residuals
     gained, _ = decrease(A, start, residuals, Y, size)
     start = jnp.where(gained > 0, start, 0)
-    one = jnp.ones((), residuals.dtype)
-    v, _, _ = lax.fori_loop(0, num_steps, advance, (start, start, one))
+    v = accelerated(ascended, start, num_steps, A.lengths)
     nonzero = jnp.abs(residuals) > jnp.finfo(residuals.dtype).tiny
     return jnp.clip(jnp.where(nonzero, v / jnp.where(nonzero, residuals, 1), 0), 0, _LARGEST_WEIGHT)
 
@@ -149,12 +144,12 @@ def truncated(X: Float[Array, "n n"], rank: int) -> Float[Array, "n n"]:
     return (Q[:, -rank:] * jnp.maximum(values[-rank:], 0)[None, :]) @ Q[:, -rank:].T
 
 
-def row_space_norm(A: Measurements, ridge: float) -> "jax.tree_util.Partial":
+def row_space_norm(A: Measurements, ridge: float) -> Callable[[Array], Array]:
     """The norm of the part that measurements see of a matrix, as a function of what they are."""
     gram = A.rows @ A.rows.T
     root = jnp.linalg.cholesky(gram + ridge * jnp.eye(gram.shape[0], dtype=gram.dtype))
 
-    def norm(root: Array, z: Array) -> Array:
+    def norm(z: Array) -> Array:
         return jnp.linalg.norm(jax.scipy.linalg.solve_triangular(root, z, lower=True))
 
-    return jax.tree_util.Partial(norm, root)
+    return norm

@@ -53,7 +53,8 @@ def low_rank_plus_sparse(
     ------
     ValueError
         If the loss does not offer its gradient, `sparsity` is none, or a number is out of range; by
-        the start, if the widths are not three, or the count is larger than the matrix.
+        the start, if the widths are not three, the count is larger than the matrix, or there are
+        fewer measurements than `(n + p - r) r`, the freedom of the low-rank part.
 
     Notes
     -----
@@ -89,6 +90,12 @@ def low_rank_plus_sparse(
         widths, dtype = layout(key, widths, dtype)
         p, r, n = of_a_pair(widths)
         sparsity.threshold(jnp.zeros((n, p), dtype))  # refuses bounds that do not fit
+        measurements = getattr(loss, "operator", None)
+        if measurements is not None and measurements.num_measurements < (n + p - r) * r:
+            raise ValueError(
+                f"loss must have at least {(n + p - r) * r} measurements, the freedom of matrices "
+                f"of rank {r}, or nothing can recover one; got {measurements.num_measurements}."
+            )
         numbers = _checks.traced_numbers((loss, sparsity, step, excess), dtype)
         L, R, S = _alternated(numbers, num_steps, min(n, p, r), n, p, dtype)
         missing = ((0, 0), (0, r - L.shape[1]))
