@@ -44,8 +44,16 @@ class FeedbackAlignment(eqx.Module):
     `B_{>1}^T Y` (`bwflow.theory.sketch_limit`), if the rank of `W_{<N}` is no larger than that of
     `B_{>1}^T Y`, or the latter is that of `Y`: a sketch of `Y`, exact from as many inner columns as
     `Y` has ranks and otherwise, unlike the limit of gradient descent, not the best approximation.
-    Assumed is that the run converges: slowly, like `t^{-1/2}`, where the first layer starts outside
-    of the rows of `Y` and there are more columns than ranks. From zero it converges linearly.
+    Assumed is that the run converges. From zero it does so linearly (`theory.feedback_modes`). With
+    more columns than ranks, what the first layer has outside of the rows of `Y` must be switched
+    off. For one such mode, `w` in the first and `z` in the last layer, `w' = -b z w`,
+    `z' = -w^2 z`, and `w^2 - 2 b z = d` is conserved: the error falls exponentially, at a rate
+    proportional to `|d|`, and like `t^{-3/2}`, with `w` like `t^{-1/2}`, if `d = 0`. Small random
+    starts have a small `d` and stay long on a plateau.
+
+    Of a Bures-Wasserstein loss the points of rest are those of gradient descent, at any depth, for
+    its gradient vanishes with that in the last layer; but strong feedback can lead to one of lower
+    rank.
 
     References
     ----------

@@ -70,10 +70,13 @@ class Sparsity(eqx.Module):
         ------
         ValueError
             If it is no finite matrix, has no entry that is not zero, or has a row or a column that
-            has no other.
+            has no other; where it is traced, only the shape is looked at.
         """
-        struck = np.asarray(_checks.real_array("S", S, ndim=2)) != 0
-        return cls(int(struck.sum()), float(struck.mean(1).max()), float(struck.mean(0).max()))
+        S = _checks.real_array("S", S, ndim=2)
+        seen = _checks.is_concrete(S)
+        struck = np.asarray(S) != 0 if seen else jnp.asarray(S != 0, S.dtype)
+        found = struck.sum(), struck.mean(1).max(), struck.mean(0).max()
+        return cls(*(x.item() for x in found)) if seen else cls(*found)
 
     @classmethod
     def bernoulli(cls, rate: float, shape: tuple[int, int], *, failure: float = 1e-3) -> "Sparsity":

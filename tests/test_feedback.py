@@ -271,7 +271,7 @@ def test_iterations_from_zero_are_those_of_the_slowest_mode(r):
 
 @pytest.mark.float64
 def test_columns_to_spare_make_it_slow_from_a_random_start():
-    """What the first layer has outside of the rows of `Y` decays like `t^{-1/2}`."""
+    """What the first layer has outside of the rows of `Y` decays slowly, if at all."""
     Y, (B,) = low_rank(0), feedback_of(1, (P, 2 * RANK, N))
     network = FeedbackAlignment(array(B / np.linalg.norm(B, 2)))
     zero = (jnp.zeros((2 * RANK, P)), jnp.zeros((N, 2 * RANK)))

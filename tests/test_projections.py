@@ -75,6 +75,9 @@ def test_sparsity_of_a_matrix_is_that_of_its_worst_lines():
     S[:4, 9] = -2.0
     found = Sparsity.of(array(S))
     assert (found.count, found.row, found.column) == (10, 7 / 20, 4 / 10)
+    traced = jax.jit(Sparsity.of)(array(S))
+    for name in ("count", "row", "column"):
+        assert_close(getattr(traced, name), getattr(found, name), by_precision(1e-15, 1e-7))
 
 
 def test_bounds_of_independent_entries_hold_and_means_do_not():

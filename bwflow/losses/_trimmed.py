@@ -44,10 +44,13 @@ class TrimmedBuresWasserstein(eqx.Module):
     Notes
     -----
     Not convex, and no smooth function of `W`: the support of `S` jumps. With `optax.sgd(1/2)` a
-    step of one layer fits the target of the step exactly, whatever its conditioning, which makes
-    the number of steps that of recovering `S`. Local: from zero, or from the eigenvectors of a
-    covariance with large outliers, it may go elsewhere. `initial` gives a start. Eigenvalues of the
-    truth below the size of the corruption that passes unseen are lost.
+    step of one layer is `W <- B P`, for a factor `B` of the target of the step: the target itself
+    at full width, and with fewer columns a power iteration. Its conditioning does not count, and
+    with `precondition.deep_precgd` the number of steps is about that of recovering `S`.
+
+    Local: from zero, or from the eigenvectors of a covariance with large outliers, it may go
+    elsewhere. `initial` gives a start. Eigenvalues of the truth below the size of the corruption
+    that passes unseen are lost.
 
     Cost: an eigendecomposition of `n x n` and the loss of a factor of it.
 
