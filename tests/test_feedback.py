@@ -287,6 +287,47 @@ def test_columns_to_spare_make_it_slow_from_a_random_start():
     assert end["noisy"] > 1e-3
 
 
+# --- the Bures-Wasserstein loss ------------------------------------------------------------------
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("tau", [0.0, 0.1])
+def test_at_rest_of_the_last_layer_the_gradient_vanishes(tau):
+    """`(I - T) W A A^T = 0` for the product `A` of the layers below makes `(I - T) W_N A = 0`."""
+    target = bw.covariances.from_spectrum([1.0, 0.5, 0.2], key=jax.random.key(0))
+    loss = bw.losses.BuresWasserstein(target, tau)
+    for seed in range(3):
+        (B,) = feedback_of(seed, (3, 2, 3))
+        network = FeedbackAlignment(array(0.02 * B))
+        start = gaussian_factors(seed, (3, 2, 3))
+        run = bw.gradient_descent(
+            loss, start, optax.sgd(0.1), num_steps=6000, save_every=6000, factorization=network
+        )
+        assert float(run.probes["gradient_norm"][-1]) < 1e-9
+        assert_close(jax.grad(loss)(bw.end_to_end(run.factors)), np.zeros((3, 3)), 1e-7)
+        # Weak feedback leads to the best rank.
+        assert float(run.probes["gap"][-1]) < 1e-12
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize(("b", "survives"), [(-0.3, False), (-0.15, True), (0.5, True)])
+def test_a_mode_dies_where_feedback_is_strong_and_opposed(b, survives):
+    """If and only if `b <= -s^3 / (3 sqrt(3) sigma)`, for a start of length `s` in `W_1`."""
+    tau, sigma = 0.03, (1 - 0.03) ** 0.5
+    assert survives == (b > -1 / (3 * 3**0.5 * sigma))
+    loss = bw.losses.BuresWasserstein(bw.Target(jnp.diag(jnp.array([1.0, 0.4, 0.1]))), tau)
+    first = array(np.eye(3)[:, :1])
+    run = bw.gradient_descent(
+        loss,
+        (first.T, 1e-3 * first),
+        optax.sgd(0.02),
+        num_steps=20_000,
+        save_every=20_000,
+        factorization=FeedbackAlignment(b * first),
+    )
+    assert_close(bw.end_to_end(run.factors)[0, 0], sigma if survives else 0.0, 1e-3)
+
+
 # --- diagnostics ---------------------------------------------------------------------------------
 
 
