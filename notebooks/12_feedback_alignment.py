@@ -634,9 +634,9 @@ assert float(share.isel(scale=0).min()) == 1.0 or SMOKE
 #
 # Of `1/2 ||Y - W||^2` FA finds a sketch: optimal from `r = rank Y` on, and worse than GD below, the
 # more so the faster the spectrum decays. Representations come close to orthogonal where the
-# spectrum is flat and `r` far below `n`, at a similarity of the order of `r / n`, as of random
-# rows, and errors hardly differ; if `Y` has rank `r` the rows are the same, and so nearly are the
-# representations.
+# spectrum is flat and `r` far below `n`, and errors hardly differ; their similarity is near that of
+# random rows, `r / n`, for `r = 4`, and up to three times as large for `r = 1`, in four draws. If
+# `Y` has rank `r` the rows are the same, and so nearly are the representations.
 #
 # Under the Bures-Wasserstein loss feedback does not move the optimum, for any rank: the loss does
 # not see the rows of `W`, and the last layer, which has its true gradient, fixes the rest. What
