@@ -182,8 +182,7 @@ class FeedbackAlignmentStar(eqx.Module):
     @full_precision
     def assemble(self, params: Float[Array, "r p"]) -> Float[Array, "n p"]:
         """`Y W^+ W`."""
-        P = polar(params)
-        return (self.Y @ P.T) @ P
+        return on_rows_of(params, self.Y)
 
     @full_precision
     def pullback(self, params: Float[Array, "r p"], G: Float[Array, "n p"]) -> Float[Array, "r p"]:
@@ -230,6 +229,13 @@ def feedback_imbalance(factors: Factors, feedback: Factors) -> Factors:
     check_feedback(feedback, layers[1:])
     crossed = [B.T @ W for B, W in zip(feedback, layers[1:], strict=True)]
     return tuple(C + C.T - W @ W.T for C, W in zip(crossed, layers, strict=False))
+
+
+@full_precision
+def on_rows_of(W: Float[Array, "r p"], Y: Float[Array, "n p"]) -> Float[Array, "n p"]:
+    """`Y` projected on the rows of `W`: `Y W^+ W`, by the polar factor of `W`."""
+    P = polar(W)
+    return (Y @ P.T) @ P
 
 
 def check_feedback(feedback: Factors, layers: Factors) -> None:

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array
 
 from bwflow import _checks, _minima
+from bwflow._feedback import on_rows_of
 from bwflow._types import Loss, Params
 from bwflow.factors import Deep, end_to_end, imbalance
 from bwflow.linalg import full_precision, polar, range_mask
@@ -203,8 +204,7 @@ def _cosine(first: Any, second: Any) -> Array:
 @full_precision
 def _sketch_distance(point: Point) -> Array:
     Y, B = point._offered("Y"), end_to_end(point.feedback)
-    P = polar(B.T @ Y)
-    return jnp.linalg.norm(point.end_to_end - (Y @ P.T) @ P)
+    return jnp.linalg.norm(point.end_to_end - on_rows_of(B.T @ Y, Y))
 
 
 def _minimizer(point: Point) -> Array:

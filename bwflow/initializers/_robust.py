@@ -12,7 +12,7 @@ from bwflow import _checks
 from bwflow._types import Loss
 from bwflow.factors import Product, ProductPlusSparse
 from bwflow.initializers._random import layout
-from bwflow.initializers._spectral import of_a_pair
+from bwflow.initializers._spectral import check_offers_gradient, of_a_pair
 from bwflow.linalg import full_precision, positive_power
 from bwflow.projections import Sparsity
 
@@ -76,11 +76,7 @@ def low_rank_plus_sparse(
     >>> bool(abs(S[3, 7] - 8) < 0.1), L.shape, R.shape
     (True, (30, 1), (20, 1))
     """
-    if not callable(getattr(loss, "covariance_gradient", None)):
-        raise ValueError(
-            "loss must offer `covariance_gradient`, as those of bwflow.losses do; "
-            f"{type(loss).__name__} does not."
-        )
+    check_offers_gradient(loss)
     _checks.instance("sparsity", sparsity, Sparsity, "a bwflow.projections.Sparsity")
     step = _checks.scalar("step", step, float, positive=True)
     excess = _checks.scalar("excess", excess, float, minimum=1.0)

@@ -81,11 +81,7 @@ def spectral(
      [0. 4. 0.]
      [0. 0. 0.]]
     """
-    if not callable(getattr(loss, "covariance_gradient", None)):
-        raise ValueError(
-            "loss must offer `covariance_gradient`, as those of bwflow.losses do; "
-            f"{type(loss).__name__} does not."
-        )
+    check_offers_gradient(loss)
     scale = None if scale is None else magnitude("scale", scale)
 
     def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
@@ -230,6 +226,15 @@ def nora(W0: ArrayLike, sigma: ArrayLike = 0.02, *, alpha: ArrayLike | None = No
             return jnp.zeros((n, r), dtype), W0.astype(dtype).T @ Omega / scaling
 
     return initialize
+
+
+def check_offers_gradient(loss: Any) -> None:
+    """Refuse a loss that does not tell its gradient in the matrix."""
+    if not callable(getattr(loss, "covariance_gradient", None)):
+        raise ValueError(
+            "loss must offer `covariance_gradient`, as those of bwflow.losses do; "
+            f"{type(loss).__name__} does not."
+        )
 
 
 def of_a_pair(widths: Widths) -> Widths:

@@ -15,10 +15,9 @@ from bwflow._types import Scalar
 from bwflow.factors import Product, ProductPlusSparse
 from bwflow.linalg import frobenius_norm, positive_power, symmetrize
 from bwflow.operators import Entries, RankOne, Weighted, measured_matrix
+from bwflow.operators._arguments import check_operator, vector
 
 EndToEnd: TypeAlias = Array | Product | ProductPlusSparse
-
-_OPERATOR = "an operator of bwflow.operators, such as bwflow.operators.Dense(matrices)"
 
 
 def measured(operator: Any, W: EndToEnd) -> Float[Array, " m"]:
@@ -44,15 +43,9 @@ class _Measured(eqx.Module):
     convex: ClassVar[bool] = True  # in M
 
     def __init__(self, operator: Any, y: ArrayLike):
-        if isinstance(operator, type) or not callable(getattr(operator, "adjoint", None)):
-            raise ValueError(f"operator must be {_OPERATOR}; got {_checks.shown(operator)}.")
+        check_operator(operator)
         self.operator = operator
-        self.y = _checks.real_array("y", y, ndim=1)
-        if self.y.size != operator.num_measurements:
-            raise ValueError(
-                f"y must have {operator.num_measurements} entries, one for each measurement; "
-                f"got {self.y.size}."
-            )
+        self.y = vector(operator, y, "y", finite=True)
 
     def __call__(self, W: EndToEnd) -> Scalar:
         return self._of_measurements(measured(self.operator, W))

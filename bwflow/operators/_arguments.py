@@ -50,11 +50,21 @@ def matrix(operator: Any, M: ArrayLike) -> Array:
     return M
 
 
-def vector(operator: Any, v: ArrayLike) -> Array:
-    v = _checks.real_array("v", v, ndim=1, finite=False)
+def vector(operator: Any, v: ArrayLike, name: str = "v", *, finite: bool = False) -> Array:
+    """`v` as an array with an entry for each measurement."""
+    v = _checks.real_array(name, v, ndim=1, finite=finite)
     if v.size != operator.num_measurements:
         raise ValueError(
-            f"v must have {operator.num_measurements} entries, one for each measurement; "
+            f"{name} must have {operator.num_measurements} entries, one for each measurement; "
             f"got {v.size}."
         )
     return v
+
+
+def check_operator(operator: Any) -> None:
+    """Refuse what does not measure."""
+    if isinstance(operator, type) or not callable(getattr(operator, "adjoint", None)):
+        raise ValueError(
+            "operator must be an operator of bwflow.operators, such as "
+            f"bwflow.operators.Dense(matrices); got {_checks.shown(operator)}."
+        )

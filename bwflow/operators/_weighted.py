@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from bwflow import _checks
 from bwflow.linalg import positive_power
+from bwflow.operators._arguments import check_operator, vector
 
 
 class Weighted(eqx.Module):
@@ -31,18 +32,10 @@ class Weighted(eqx.Module):
     weights: Float[Array, " m"]
 
     def __init__(self, operator: Any, weights: ArrayLike):
-        if isinstance(operator, type) or not callable(getattr(operator, "adjoint", None)):
-            raise ValueError(
-                f"operator must be an operator of bwflow.operators; got {_checks.shown(operator)}."
-            )
+        check_operator(operator)
         self.operator = operator
-        w = _checks.real_array("weights", weights, ndim=1)
+        w = vector(operator, weights, "weights", finite=True)
         self.weights = jnp.asarray(_checks.numbers("weights", w, w.dtype, minimum=0.0))
-        if self.weights.size != operator.num_measurements:
-            raise ValueError(
-                f"weights must have {operator.num_measurements} entries, one for each measurement; "
-                f"got {self.weights.size}."
-            )
 
     @property
     def shape(self) -> tuple[int, int]:

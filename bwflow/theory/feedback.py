@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from bwflow import _checks
-from bwflow.linalg import full_precision, polar
+from bwflow._feedback import on_rows_of
+from bwflow.linalg import full_precision
 from bwflow.theory.exact import crossing
 
 
@@ -54,8 +55,7 @@ def sketch_limit(Y: ArrayLike, feedback: ArrayLike) -> Float[Array, "n p"]:
 @jax.jit
 @full_precision
 def _sketch(Y: Array, B: Array) -> Array:
-    P = polar(B.T @ Y)
-    return (Y @ P.T) @ P
+    return on_rows_of(B.T @ Y, Y)
 
 
 def feedback_modes(strengths: ArrayLike, time: ArrayLike) -> Float[Array, "..."]:
