@@ -16,9 +16,10 @@ _POWERS = 40  # iterations of the power method
 
 
 class Measurements(NamedTuple):
-    """Measurements of unit norm, `rows` of `m x n^2`, with majorisers of their Gram matrix."""
+    """Measurements of unit norm, `rows` of `m x n^2`, their Gram matrix and a majoriser of it."""
 
     rows: Float[Array, "m n2"]
+    gram: Float[Array, "m m"]
     lengths: Float[Array, " m"]  # diag(lengths) >= rows rows^T
 
 
@@ -44,9 +45,8 @@ def prepared(matrices: Float[Array, "m n n"]) -> tuple[Measurements, Float[Array
     # The power method estimates from below; Gershgorin's discs are a bound.
     estimate = 1.1 * jnp.vdot(x, roots * (gram @ (roots * x)))
     bound = jnp.max(roots * (jnp.abs(gram) @ roots))
-    return Measurements(
-        rows, jnp.minimum(estimate, bound) * jnp.where(counts > 0, counts, 1)
-    ), norms
+    lengths = jnp.minimum(estimate, bound) * jnp.where(counts > 0, counts, 1)
+    return Measurements(rows, gram, lengths), norms
 
 
 def on_ball(X: Float[Array, "n n"], size: Array) -> Float[Array, "n n"]:
@@ -146,8 +146,7 @@ def truncated(X: Float[Array, "n n"], rank: int) -> Float[Array, "n n"]:
 
 def row_space_norm(A: Measurements, ridge: float) -> Callable[[Array], Array]:
     """The norm of the part that measurements see of a matrix, as a function of what they are."""
-    gram = A.rows @ A.rows.T
-    root = jnp.linalg.cholesky(gram + ridge * jnp.eye(gram.shape[0], dtype=gram.dtype))
+    root = jnp.linalg.cholesky(A.gram + ridge * jnp.eye(A.gram.shape[0], dtype=A.gram.dtype))
 
     def norm(z: Array) -> Array:
         return jnp.linalg.norm(jax.scipy.linalg.solve_triangular(root, z, lower=True))
