@@ -27,6 +27,7 @@ Quantity = Literal[
     "imbalance",
     "alignment",
     "cosines",
+    "covariance",
     "eigenvalue_errors",
     "residual",
     "distance_frobenius",

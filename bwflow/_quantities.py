@@ -153,6 +153,12 @@ def _eigenvalue_errors(point: Point) -> Array:
 
 
 @full_precision
+def _covariance(point: Point) -> Array:
+    W = point.end_to_end
+    return W @ W.T
+
+
+@full_precision
 def _residual(point: Point) -> Array:
     W = point.end_to_end
     eye = jnp.eye(W.shape[0], dtype=W.dtype)
@@ -252,6 +258,7 @@ QUANTITIES = {
     "eigenvalue_errors": Quantity(
         _eigenvalue_errors, ("rank",), "covariance", "eigenvalues of W W^T minus the optimal ones"
     ),
+    "covariance": Quantity(_covariance, ("row", "column"), "covariance", "W W^T"),
     "residual": Quantity(_residual, (), "covariance", "Frobenius norm of W W^T + tau I - Sigma0"),
     "distance_frobenius": Quantity(
         _distance_frobenius, (), "covariance", "Frobenius distance of W W^T to the optimum"

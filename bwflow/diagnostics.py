@@ -47,9 +47,9 @@ def record(*names: str) -> Record:
     ----------
     *names
         `loss`, `gap`, `gradient_norm`, `singular_values`, `numerical_rank`, `effective_rank`,
-        `imbalance`, `alignment`, `cosines`, `eigenvalue_errors`, `residual`, `distance_frobenius`,
-        `distance_bures`, and with feedback `feedback_alignment`, `direction_alignment`,
-        `sketch_distance`.
+        `imbalance`, `alignment`, `cosines`, `covariance`, `eigenvalue_errors`, `residual`,
+        `distance_frobenius`, `distance_bures`, and with feedback `feedback_alignment`,
+        `direction_alignment`, `sketch_distance`.
 
     Raises
     ------

@@ -211,6 +211,8 @@ def write(ds: xr.Dataset | str | Path, folder: str | Path) -> tuple[str, list[Pa
         If the dataset does not come from `bwflow.study.run`, or the folder cannot be made.
     """
     try:
+        import matplotlib.pyplot as plt
+
         from bwflow import plotting
     except ImportError:
         raise ImportError("figures need matplotlib: pip install 'bwflow[plot]'") from None
@@ -226,5 +228,5 @@ def write(ds: xr.Dataset | str | Path, folder: str | Path) -> tuple[str, list[Pa
     text, figure = table(ds), plotting.convergence(opened)
     paths[0].write_text(text + "\n", encoding="utf-8")
     figure.savefig(paths[1], dpi=130)
-    plotting.plt.close(figure)
+    plt.close(figure)
     return text, paths

@@ -14,12 +14,6 @@ EXACT, CLOSE = by_precision(1e-14, 2e-6), by_precision(1e-12, 2e-5)
 PLANE = np.stack([covariance(seed, 2) for seed in range(3)])
 
 
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    plt.close("all")
-
-
 # --- ellipses ------------------------------------------------------------------------------------
 
 

@@ -60,12 +60,6 @@ def ds():
     )
 
 
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    plt.close("all")
-
-
 def cell(ds, dynamics="flow", depth=2, bottleneck=1, tau=0.05):
     return ds.sel(dynamics=dynamics, depth=depth, bottleneck=bottleneck, tau=tau)
 

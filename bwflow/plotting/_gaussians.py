@@ -1,4 +1,4 @@
-"""Pictures of trajectories and sweeps, by matplotlib."""
+"""Gaussians: samples in planes, covariances as ellipses, still and moving, spectra of geodesics."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,138 +7,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from jaxtyping import ArrayLike
+from matplotlib.animation import FuncAnimation
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bwflow import _checks, geometry
+from bwflow._trajectory import Trajectory
 from bwflow.geometry import Covariance
-
-# Okabe and Ito's colours without yellow: told apart with any colour vision, and in print.
-_COLOURS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00")
-
-# What a diverging run is drawn at; matplotlib's scales fail near the largest number.
-_CEILING = 1e30
-
-
-def gap_bands(
-    ds: xr.Dataset, *, ax: Axes | None = None, label: str | None = None, colour: str = _COLOURS[1]
-) -> Axes:
-    """Median and quartile band over seeds of `gap / L(0)` against time or step.
-
-    Runs whose loss is NaN are left out of both; the table counts them.
-
-    Parameters
-    ----------
-    ds
-        A sweep over `seed` alone (select one value of every other axis), with probes `loss` and
-        `gap`.
-    ax
-        Axes to draw into; the current ones by default.
-    label
-        Legend entry of the median.
-    colour
-        Of line and band.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        The axes, log-log.
-
-    Raises
-    ------
-    ValueError
-        If `ds` is no dataset, has another axis left, lacks a probe or the times, or has seeds of
-        different times; if `ax` is none of matplotlib's.
-    """
-    _checks.instance("ds", ds, xr.Dataset, "an xarray.Dataset, as bwflow.sweep returns it")
-    _checks.instance("ax", ax, (Axes, type(None)), "an Axes of matplotlib or None")
-    for name in ("loss", "gap"):
-        if name not in ds or set(ds[name].dims) != {"seed", "save"}:
-            found = ds[name].dims if name in ds else "none"
-            raise ValueError(f"ds must be a sweep over seed alone with probe {name}; got {found}.")
-    clock = "time" if _is_flow(ds) else "step"
-    found = ds[clock].dims if clock in ds.variables else "none"
-    if found != ("save",):
-        raise ValueError(f"ds must have one {clock} for all seeds; got {found}.")
-    ax = plt.gca() if ax is None else ax
-    start = ds["loss"].isel(save=0)
-    ds = ds.isel(save=np.flatnonzero(ds[clock].values > 0))
-    gap = (ds["gap"] / start.where(start > 0)).clip(_floor(ds), _CEILING)
-    known = gap.notnull().any("seed").values
-    gap, t = gap.isel(save=known), ds[clock].values[known]
-    low, middle, high = (gap.quantile(q, "seed").values if t.size else t for q in (0.25, 0.5, 0.75))
-    ax.fill_between(t, low, high, color=colour, alpha=0.2, linewidth=0)
-    ax.plot(t, middle, color=colour, label=label, linewidth=1.6)
-    ax.set(xscale="log", yscale="log", xlabel="time t" if clock == "time" else "step")
-    return ax
-
-
-def _floor(ds: xr.Dataset) -> float:
-    """The tolerance, at which runs stop, or rounding: nothing is said below it."""
-    return float(ds.attrs.get("tolerance", 0)) or float(np.finfo(ds["gap"].dtype).eps)
-
-
-def _is_flow(ds: xr.Dataset) -> bool:
-    if "dynamics" in ds.coords:
-        return ds["dynamics"].item() == "flow"
-    return "time" in ds.coords
-
-
-def convergence(ds: xr.Dataset) -> Figure:
-    """Gap against time for a whole study: a column per depth, a row per dynamics and bottleneck.
-
-    Each panel has a median line and a quartile band per smoothing, down to the gap of
-    `tolerance * L(0)` (dotted) at which runs stop.
-
-    Parameters
-    ----------
-    ds
-        What `bwflow.study.run` returns.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        The figure; save it with `savefig`.
-
-    Raises
-    ------
-    ValueError
-        If `ds` is no dataset or lacks an axis or a probe of a study.
-    """
-    _checks.instance("ds", ds, xr.Dataset, "an xarray.Dataset, as bwflow.study.run returns it")
-    missing = {"dynamics", "depth", "bottleneck", "tau", "seed", "loss", "gap"} - set(ds.variables)
-    if missing:
-        lacks = ", ".join(sorted(missing))
-        raise ValueError(f"ds must be what bwflow.study.run returns; it lacks {lacks}.")
-    rows = [(d, k) for d in ds["dynamics"].values for k in ds["bottleneck"].values]
-    depths = ds["depth"].values
-    figure, axes = plt.subplots(
-        len(rows),
-        len(depths),
-        squeeze=False,
-        sharey=True,
-        sharex="row",
-        layout="constrained",
-        figsize=(1.2 + 2.9 * len(depths), 0.6 + 1.9 * len(rows)),
-    )
-    tolerance = float(ds.attrs.get("tolerance", 0))
-    for (dynamics, bottleneck), row in zip(rows, axes, strict=True):
-        for depth, ax in zip(depths, row, strict=True):
-            cell = ds.sel(dynamics=dynamics, depth=depth, bottleneck=bottleneck)
-            for i, tau in enumerate(ds["tau"].values):
-                gap_bands(
-                    cell.sel(tau=tau), ax=ax, label=f"{tau:g}", colour=_COLOURS[i % len(_COLOURS)]
-                )
-            if tolerance:
-                ax.axhline(tolerance, color="0.4", linewidth=0.8, linestyle=":")
-            ax.set_ylim(_floor(ds) / 4, 2)
-            ax.set_title(f"{dynamics}, N = {depth}, width {bottleneck}", fontsize=9)
-            ax.grid(alpha=0.25, linewidth=0.5)
-        row[0].set_ylabel("gap (L - L*) / L(0)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="smoothing tau", loc="outside right center", frameon=False)
-    return figure
-
+from bwflow.plotting import _style
+from bwflow.plotting._records import records_of
+from bwflow.plotting._style import COLOURS, axes_or_current, colour, dash
 
 # More points than this hide each other and make files large.
 _POINTS = 2000
@@ -244,14 +123,12 @@ def _check_planes(planes: Sequence[tuple[int, int]], dim: int) -> None:
 
 
 def _draw_set(ax: Axes, X: np.ndarray, label: str, index: int) -> None:
-    colour = _COLOURS[index % len(_COLOURS)]
-    dash = ("-", "--", ":", "-.")[index // len(_COLOURS) % 4]
     shown = X[:: -(-len(X) // _POINTS)]
     size = np.clip(80 / np.sqrt(len(shown)), 2, 5)
-    ax.plot(*shown.T, "o", color=colour, alpha=0.4, markersize=size, mew=0, rasterized=True)
+    ax.plot(*shown.T, "o", color=colour(index), alpha=0.4, markersize=size, mew=0, rasterized=True)
     # Above the points of every set.
     outline = _outline(np.cov(X, rowvar=False, ddof=0), X.mean(axis=0))
-    ax.plot(*outline, dash, color=colour, linewidth=1.4, label=label, zorder=3)
+    ax.plot(*outline, dash(index), color=colour(index), linewidth=1.4, label=label, zorder=3)
 
 
 def _outline(covariance: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -306,7 +183,6 @@ def ellipses(
     >>> len(ax.lines)
     5
     """
-    _checks.instance("ax", ax, (Axes, type(None)), "an Axes of matplotlib or None")
     operand = geometry.matrices("covariances", covariances)
     shown = np.asarray(operand, float).reshape(-1, *operand.shape[-2:])
     if shown.shape[1:] != (2, 2):
@@ -317,8 +193,8 @@ def ellipses(
         centres = np.asarray(_checks.seen("means", means), float).reshape(-1, 2)
         if len(centres) != len(shown):
             raise ValueError(f"means must be one for each covariance; got {len(centres)}.")
-    ax = plt.gca() if ax is None else ax
-    style = {"color": _COLOURS[1], "linewidth": 1.4} | style
+    ax = axes_or_current(ax)
+    style = {"color": COLOURS[1], "linewidth": 1.4} | style
     for covariance, mean in zip(shown, centres, strict=True):
         ax.plot(*_outline(covariance, mean), **style)
     ax.set_aspect("equal")
@@ -360,7 +236,6 @@ def geodesic_spectra(
     >>> float(ax.lines[0].get_ydata()[-1])
     2.0
     """
-    _checks.instance("ax", ax, (Axes, type(None)), "an Axes of matplotlib or None")
     t = np.linspace(0, 1, _checks.positive_int("points", points))
     ends = [np.asarray(geometry.matrices(name, x), float) for name, x in (("A", A), ("B", B))]
     for name, end in zip("AB", ends, strict=True):
@@ -368,14 +243,118 @@ def geodesic_spectra(
             raise ValueError(f"{name} must be one covariance; got shape {end.shape}.")
     curve = np.asarray(geometry.matrices("geodesic", geometry.geodesic(A, B, t)), float)
     line = (1 - t)[:, None, None] * ends[0] + t[:, None, None] * ends[1]
-    ax = plt.gca() if ax is None else ax
-    for along, dash, colour, label in (
-        (curve, "-", _COLOURS[1], "geodesic"),
-        (line, "--", _COLOURS[3], "straight line"),
+    ax = axes_or_current(ax)
+    for along, line_style, shade, label in (
+        (curve, "-", COLOURS[1], "geodesic"),
+        (line, "--", COLOURS[3], "straight line"),
     ):
         deviations = np.sqrt(np.maximum(np.linalg.eigvalsh(along), 0))[:, ::-1]
         for k, values in enumerate(deviations.T):
-            ax.plot(t, values, dash, color=colour, linewidth=1.4, label=label if k == 0 else None)
+            name = label if k == 0 else None
+            ax.plot(t, values, line_style, color=shade, linewidth=1.4, label=name)
     ax.set(xlabel="t", ylabel="standard deviation")
     ax.legend(frameon=False)
     return ax
+
+
+def movie(
+    covariances: Covariance | Trajectory | xr.Dataset,
+    *,
+    target: Covariance | None = None,
+    frames: int = 60,
+    ax: Axes | None = None,
+) -> FuncAnimation:
+    """Covariances of size 2 as an ellipse that moves, such as those along a run.
+
+    Where it has been stays as a faint trail, the target is dashed.
+
+    Parameters
+    ----------
+    covariances
+        Covariances in order, or one run with the probe `covariance`, whose time is shown.
+    target
+        Where the ellipse should arrive.
+    frames
+        At most so many; of more covariances some are shown, the first and the last among them.
+        Those of a run are as far apart as its ellipses are, since time is uneven.
+    ax
+        Axes to draw into; those of a new figure by default.
+
+    Returns
+    -------
+    matplotlib.animation.FuncAnimation
+        The animation: keep it, and `.save("run.gif", writer="pillow")`, or show
+        `IPython.display.HTML(animation.to_jshtml())` in a notebook.
+
+    Raises
+    ------
+    ValueError
+        If the covariances are not of size 2, a run has no such records, `frames` is not positive or
+        `ax` is none of matplotlib's.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bwflow import geometry, plotting
+    >>> A, B = jnp.diag(jnp.array([4.0, 1.0])), jnp.diag(jnp.array([1.0, 0.0]))
+    >>> curve = geometry.geodesic(A, B, jnp.linspace(0, 1, 5))
+    >>> animation = plotting.movie(curve, target=B)
+    >>> animation.to_jshtml().count("data:image/png;base64")
+    5
+    """
+    count = _checks.positive_int("frames", frames)
+    captions = None
+    if isinstance(covariances, (Trajectory, xr.Dataset)):
+        records = records_of(covariances)
+        path = records.one("covariance", 2)
+        captions = [f"{_style.CLOCKS[records.kind]} = {t:.3g}" for t in records.clock]
+    else:
+        path = np.asarray(geometry.matrices("covariances", covariances), float)
+    end = None if target is None else np.asarray(geometry.matrices("target", target), float)
+    for name, array, ndim in (("covariances", path, 3), ("target", end, 2)):
+        if array is not None and (array.ndim != ndim or array.shape[-2:] != (2, 2)):
+            raise ValueError(f"{name} must be of size 2; got shape {array.shape}.")
+    known = np.flatnonzero(np.isfinite(path).all((1, 2)))
+    if ax is None:
+        ax = plt.subplots(figsize=(4.2, 4.2), layout="constrained")[1]
+    _checks.instance("ax", ax, Axes, "an Axes of matplotlib or None")
+    shown = known[_evenly_spread(path[known], count)]
+    return _animated(ax, path[shown], end, captions and [captions[i] for i in shown])
+
+
+def _evenly_spread(path: np.ndarray, count: int) -> np.ndarray:
+    """Indices of at most `count` points of a path, about as far from each other."""
+    if len(path) <= count:
+        return np.arange(len(path))
+    steps = np.linalg.norm(np.diff(path, axis=0), axis=(1, 2))
+    # A path that stands still is spread by its index.
+    length = np.concatenate([[0.0], np.cumsum(steps + 1e-3 * steps.max(initial=0) + 1e-30)])
+    wanted = np.linspace(0, length[-1], count)
+    return np.unique(np.searchsorted(length, wanted).clip(0, len(path) - 1))
+
+
+def _animated(
+    ax: Axes, path: np.ndarray, end: np.ndarray | None, captions: list[str] | None
+) -> FuncAnimation:
+    curves = [_outline(S, np.zeros(2)) for S in path]
+    targets = [] if end is None else [_outline(end, np.zeros(2))]
+    for curve in targets:
+        ax.plot(*curve, "--", color=COLOURS[3], linewidth=1.4, label="target")
+        ax.legend(loc="upper right", frameon=False)
+    (trail,) = ax.plot([], [], color=COLOURS[1], linewidth=0.6, alpha=0.25)
+    (line,) = ax.plot([], [], color=COLOURS[1], linewidth=1.8)
+    caption = ax.set_title("")
+    size = 1.08 * max(np.abs(curve).max() for curve in (*curves, *targets))
+    ax.set(xlim=(-size, size), ylim=(-size, size), aspect="equal")
+    gap = np.full((2, 1), np.nan)
+
+    def draw(i: int) -> tuple[Artist, ...]:
+        trail.set_data(np.hstack([part for curve in curves[:i] for part in (curve, gap)] or [gap]))
+        line.set_data(curves[i])
+        caption.set_text(captions[i] if captions else "")
+        return trail, line, caption
+
+    draw(0)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return FuncAnimation(figure, draw, frames=len(curves), interval=60, blit=False)
