@@ -150,6 +150,26 @@ def test_constants_and_rates_agree_with_their_formulas_in_forty_digits():
             assert_close(constant / float(16 * N * mpmath.mpf("0.75") ** e), 1.0, 1e-14)
 
 
+@pytest.mark.float64
+def test_loss_in_the_covariance_is_as_convex_as_the_constant_says():
+    """`F(S') >= F(S) + <E, S' - S> + K/2 ||S' - S||^2` and `||E||^2 >= 2 K F`, below `C_0`."""
+    rng, tight = np.random.default_rng(7), []
+    for _ in range(200):
+        lam, Q = 10 ** rng.uniform(-1, 0.5, size=2), rotation(rng, 2)
+        Sigma, tau = (Q * lam) @ Q.T, rng.uniform(0.1, 1.0) * min(lam)
+        W, V = (rng.normal(size=(2, 2)) * 10 ** rng.uniform(-1, 0.3) for _ in range(2))
+        (F, G), (other, _) = (bures(X, Sigma, tau) for X in (W, V))
+        E = np.linalg.solve(W.T, G.T).T / 2
+        target = bw.Target(array((Sigma + Sigma.T) / 2))
+        K = float(theory.convexity_constant(target, max(F, other), tau=tau))
+        D = V @ V.T - W @ W.T
+        excess = other - F - np.sum(E * D)
+        assert excess >= K / 2 * np.sum(D**2) - 1e-9
+        assert np.sum(E**2) >= 2 * K * F - 1e-9
+        tight.append(K / 2 * np.sum(D**2) / excess)
+    assert max(tight) > 1e-3  # not a comparison with nothing
+
+
 # --- rates -------------------------------------------------------------------------------------
 
 

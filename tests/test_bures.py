@@ -217,6 +217,49 @@ def test_loss_has_a_global_quadratic_upper_bound():
             assert loss(W + D) <= value + jnp.vdot(G, D) + jnp.vdot(D, D) + 50 * EPS * (1 + value)
 
 
+def numpy_distance(W, B):
+    return np.sum(W**2) + np.sum(B**2) - 2 * np.sum(np.linalg.svd(B.T @ W, compute_uv=False))
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_slopes_at_a_kink_are_one_sided_and_bend_down(rank):
+    """`2 <W, D> - 2 tr(U^T B^T D V) - 2 ||U_perp^T B^T D V_perp||_*`, against differences."""
+    rng, h = np.random.default_rng(rank), 1e-7
+    B = rng.normal(size=(5, 4))
+    W = rng.normal(size=(5, rank)) @ rng.normal(size=(rank, 3))
+    target = bw.Target.from_factor(array(B))
+    found = np.asarray(jax.grad(lambda W: bw.smoothed_bures(W, target, tau=0.0))(array(W)))
+    U, _, Vt = np.linalg.svd(B.T @ W)
+    # The subgradient whose polar factor has the rank of B^T W.
+    assert_close(found, 2 * (W - B @ U[:, :rank] @ Vt[:rank]), 1e-12)
+    for _ in range(5):
+        D = rng.normal(size=W.shape)
+        jump = U[:, rank:].T @ B.T @ D @ Vt[rank:].T
+        jump = np.sum(np.linalg.svd(jump, compute_uv=False))
+        up, down = ((numpy_distance(W + e * D, B) - numpy_distance(W, B)) / h for e in (h, -h))
+        assert_close(up, np.sum(found * D) - 2 * jump, 1e-4)
+        assert_close(up + down, -4 * jump, 1e-4)
+        assert jump > 0.1
+
+
+@pytest.mark.float64
+def test_layer_gradients_do_not_see_the_choice_at_a_kink():
+    """Of a bottleneck as wide as the rank of the product; where the product is below, they do."""
+    rng = np.random.default_rng(0)
+    B, Z = rng.normal(size=(5, 4)), rng.normal(size=(4, 3))
+    for widths, seen in (((3, 2, 5), False), ((3, 2, 4, 5), False), ((3, 3, 3, 5), True)):
+        layers = [np.array(W) for W in gaussian_factors(1, widths)]
+        if seen:
+            layers[1][:, 0] = layers[1][:, 1]
+        W = np.linalg.multi_dot(layers[::-1])
+        U, _, Vt = np.linalg.svd(B.T @ W)
+        choice = (U[:, 2:] @ U[:, 2:].T) @ Z @ (Vt[2:].T @ Vt[2:])
+        moved = Deep().pullback(tuple(array(W) for W in layers), array(B @ choice))
+        assert np.linalg.norm(choice) > 0.1
+        assert (max(float(jnp.max(jnp.abs(M))) for M in moved) > 1e-3) == seen
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.3])
 def test_loss_does_not_see_rotations_of_the_latent_space(tau):
     target = random_target(0, 4)

@@ -287,6 +287,32 @@ def test_columns_to_spare_make_it_slow_from_a_random_start():
     assert end["noisy"] > 1e-3
 
 
+@pytest.mark.float64
+@pytest.mark.parametrize(("w", "b", "z"), [(1.0, 1.0, 0.5), (1.5, 1.0, 0.5), (0.5, 1.0, 0.5)])
+def test_a_mode_to_spare_falls_as_its_conserved_number_says(w, b, z):
+    """`w^2 - 2 b z = d`: like `t^{-3/2}` for `d = 0`, else at the rate `d`, or `|d| / 2`."""
+    d = w**2 - 2 * b * z
+    times = array([0.0, 1.0, 15.0, 16.0])
+    run = bw.gradient_flow(
+        bw.losses.Approximation(array([[0.0]])),
+        (array([[w]]), array([[z]])),
+        times=times,
+        rtol=1e-11,
+        atol=1e-16,
+        factorization=FeedbackAlignment(array([[b]])),
+        probe=lambda loss, layers: {"w": layers[0][0, 0], "z": layers[1][0, 0]},
+    )
+    w, z = (np.asarray(run.probes[name]) for name in "wz")
+    assert_close(w**2 - 2 * b * z, np.full(4, d), 1e-9)
+    error = z * w
+    if d == 0:
+        assert_close(error, 0.5 * (1 + np.asarray(times)) ** -1.5, 1e-9)
+        assert_close(w, (1 + np.asarray(times)) ** -0.5, 1e-9)
+    else:
+        rate = d if d > 0 else -d / 2
+        assert abs(np.log(error[2] / error[3]) / rate - 1) < 1e-3
+
+
 # --- the Bures-Wasserstein loss ------------------------------------------------------------------
 
 
@@ -326,6 +352,37 @@ def test_a_mode_dies_where_feedback_is_strong_and_opposed(b, survives):
         factorization=FeedbackAlignment(b * first),
     )
     assert_close(bw.end_to_end(run.factors)[0, 0], sigma if survives else 0.0, 1e-3)
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("J", [(0, 1), (0, 2), (1, 3), (0,), (1,)])
+def test_eigenvectors_that_are_left_out_grow_at_a_rate_without_feedback(J):
+    """`-A H_i A^T` for each of them: its eigenvalues are among those of the linearised rule."""
+    rng, lam, tau = np.random.default_rng(len(J)), np.array([2.0, 1.0, 0.5, 0.2]), 0.05
+    loss = bw.losses.BuresWasserstein(bw.Target(jnp.diag(array(lam))), tau)
+    A, (B,) = rng.normal(size=(2, 3)), feedback_of(3, (3, 2, 4))
+    rows = np.linalg.qr(A.T)[0] @ np.linalg.qr(rng.normal(size=(2, 2)))[0]
+    V, learnt = rows[:, : len(J)], lam[list(J)]
+    W = np.eye(4)[:, list(J)] @ (np.sqrt(learnt - tau)[:, None] * V.T)
+    point = array(A), array(W @ np.linalg.pinv(A))
+    network = FeedbackAlignment(array(B))
+
+    def direction(x):
+        layers = x[:6].reshape(2, 3), x[6:].reshape(4, 2)
+        found = network.pullback(layers, jax.grad(loss)(network.assemble(layers)))
+        return -jnp.concatenate([g.ravel() for g in found])
+
+    at = jnp.concatenate([W.ravel() for W in point])
+    assert_close(direction(at), np.zeros(14), 1e-12)
+    rates = np.linalg.eigvals(np.asarray(jax.jacfwd(direction)(at)))
+    growing = False
+    for i in sorted(set(range(4)) - set(J)):
+        H = V @ np.diag(2 * (learnt - lam[i]) / (learnt + np.sqrt(lam[i] * tau))) @ V.T
+        H += 2 * (1 - np.sqrt(lam[i] / tau)) * (np.eye(3) - V @ V.T)
+        for rate in np.linalg.eigvalsh(-A @ H @ A.T):
+            assert np.min(np.abs(rates - rate)) < 1e-6
+            growing |= rate > 1e-6
+    assert growing == (J != (0, 1))
 
 
 # --- diagnostics ---------------------------------------------------------------------------------

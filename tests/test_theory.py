@@ -288,6 +288,32 @@ def test_aligned_flow_at_the_edges(depth):
     assert s == 0
 
 
+@pytest.mark.float64
+@pytest.mark.parametrize(
+    ("lam", "tau", "depths", "power"),
+    [
+        (0.25, 1.0, (2, 3, 5), lambda N: -N / (N - 1)),
+        (0.0, 0.0, (2, 3, 5), lambda N: -N / (N - 1)),
+        (1.0, 1.0, (1, 2, 3, 5), lambda N: -2 * N / (2 * N - 1)),
+    ],
+    ids=["below the smoothing", "zero", "at the smoothing"],
+)
+def test_gaps_of_values_that_die_out_have_the_stated_powers(lam, tau, depths, power):
+    """What a value adds to the loss, above what it adds at zero, written without cancellation."""
+    times = np.array([1e7, 2e7])
+    for depth in depths:
+        s = np.asarray(theory.aligned_flow(array(1.0), lam, array(times), depth=depth, tau=tau))
+        root = np.sqrt(s**2 + tau)
+        gap = s**2 * (1 - 2 * np.sqrt(lam) / (root + np.sqrt(tau)))
+        if lam == tau > 0:
+            gap = s**4 / (root + np.sqrt(tau)) ** 2
+        assert abs(np.log(gap[1] / gap[0]) / np.log(2.0) - power(depth)) < 1e-3
+    # One layer below the smoothing forgets the value exponentially.
+    if lam < tau:
+        s = np.asarray(theory.aligned_flow(array(1.0), lam, array([20.0, 21.0]), depth=1, tau=tau))
+        assert abs(np.log(s[0] / s[1]) - 2 * (1 - np.sqrt(lam / tau))) < 1e-9
+
+
 # --- scalar_unbalanced_flow --------------------------------------------------------------------
 
 
