@@ -21,6 +21,8 @@ from bwflow.diagnostics import Point, Record, checked_start, record, standard
 from bwflow.factors import Deep
 from bwflow.linalg import after
 
+__all__ = ["Certificate", "Certified", "optimality_gap", "probe"]
+
 
 def optimality_gap(
     loss: Loss,

@@ -25,6 +25,21 @@ from bwflow._spectra import step as step
 from bwflow._types import Scalar
 from bwflow.linalg import full_precision, symmetric_sylvester
 
+__all__ = [
+    "DISTRIBUTIONS",
+    "Moments",
+    "Spiked",
+    "Target",
+    "from_spectrum",
+    "geometric",
+    "haar",
+    "power_law",
+    "random_spectrum",
+    "sampling_error",
+    "step",
+    "wishart",
+]
+
 
 class Target(eqx.Module):
     """A covariance `Sigma0 = B B^T` with its factor and eigenpairs, computed once.

@@ -22,6 +22,15 @@ from bwflow._representations import representation_similarity as representation_
 from bwflow._types import Loss, Params
 from bwflow.factors import Deep
 
+__all__ = [
+    "QUANTITIES",
+    "Record",
+    "principal_angles",
+    "record",
+    "representation_similarity",
+    "standard",
+]
+
 _PROBE = "the loss and the parameters"
 
 

@@ -16,6 +16,8 @@ from typing import ClassVar, Literal
 from bwflow._names import Draw, Method, Optimizer, Quantity, Solver, Start
 from bwflow._spec import Rules, Spec, distinct, rounded
 
+__all__ = ["DescentSpec", "Experiment", "FlowSpec", "NetworkSpec", "TargetSpec"]
+
 DYNAMICS = ("flow", "descent")
 _DRAWN = 10**9  # random numbers, 8 GB, that a target may take
 

@@ -17,6 +17,8 @@ import zarr
 from bwflow import store
 from bwflow._units import Grid, Unit
 
+__all__ = ["to_netcdf", "to_parquet"]
+
 _ROWS = 2**13  # at least, in a row group of Parquet, which has a cost of its own
 
 

@@ -32,6 +32,28 @@ from bwflow._sparse import ProductPlusSparse as ProductPlusSparse
 from bwflow._types import Factors, Grams, Widths
 from bwflow.linalg import full_precision
 
+__all__ = [
+    "Covariance",
+    "Deep",
+    "EndToEnd",
+    "FeedbackAlignment",
+    "FeedbackAlignmentStar",
+    "LowRankPlusSparse",
+    "Product",
+    "ProductPlusSparse",
+    "Rectangular",
+    "Symmetric",
+    "constant_widths",
+    "end_to_end",
+    "feedback_imbalance",
+    "imbalance",
+    "linear_widths",
+    "partial_products",
+    "sample",
+    "widths",
+    "zero_pad",
+]
+
 
 class Deep(eqx.Module):
     """Factorization of a deep linear network: the parameters are its layers.

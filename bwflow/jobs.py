@@ -25,6 +25,8 @@ from bwflow import _checks, _compute, _units, _worker, store, stored
 from bwflow._units import Grid, Unit
 from bwflow.progress import log_folder
 
+__all__ = ["run", "slurm", "work"]
+
 _PROGRAM = ("dynamics", "depth", "bottleneck")  # axes with a program for each value
 _FRUITLESS = 3  # times in a row that local processes may die with nothing done
 

@@ -20,6 +20,8 @@ from bwflow._polar import Method as Method
 from bwflow._polar import range_mask as range_mask
 from bwflow._polar import range_svd as range_svd
 
+__all__ = ["after", "polar", "symmetric_sylvester", "symmetrize"]
+
 # W W^T must not be rounded to TF32 or bfloat16: its small eigenvalues would be noise.
 full_precision = jax.default_matmul_precision("highest")
 

@@ -24,6 +24,8 @@ from bwflow.geometry.streaming import (
     usual_rtol,
 )
 
+__all__ = ["barycenter"]
+
 _VERSION = "means-1"
 
 

@@ -10,6 +10,8 @@ from jaxtyping import Array, ArrayLike, PRNGKeyArray
 
 from bwflow import _checks
 
+__all__ = ["PerturbationState", "in_ball", "perturbed"]
+
 
 class PerturbationState(NamedTuple):
     """Updates made, updates since the last perturbation, and perturbations made."""

@@ -9,6 +9,8 @@ from bwflow.diagnostics import QUANTITIES
 from bwflow.experiment import Experiment
 from bwflow.sweeps import LARGEST_CHUNK
 
+__all__ = ["Cell", "cells", "chunk", "describe"]
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -23,6 +23,16 @@ from bwflow.factors import Product, ProductPlusSparse
 from bwflow.linalg import full_precision
 from bwflow.losses._measured import measured
 
+__all__ = [
+    "Problem",
+    "absolute_sensing",
+    "completion",
+    "low_rank_plus_sparse",
+    "one_bit",
+    "phase_retrieval",
+    "sensing",
+]
+
 KINDS = ("gaussian", "dense", "rank_one", "cosine")
 
 

@@ -24,6 +24,8 @@ from bwflow import store
 from bwflow._lockstep import is_told, lockstep
 from bwflow._trajectory import OUTCOMES
 
+__all__ = ["Status", "describe", "status"]
+
 _RECENT = 50  # units by which the pace is judged
 
 

@@ -20,6 +20,8 @@ from scipy import stats
 from bwflow import _checks
 from bwflow._types import Scalar
 
+__all__ = ["Sparsity", "clip_rows", "double_threshold", "projected", "row_bound", "thresholded"]
+
 
 class Sparsity(eqx.Module):
     """How sparse a matrix may be: entries in all, and shares of every row and column.

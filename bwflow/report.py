@@ -10,6 +10,8 @@ from bwflow import statistics, store
 from bwflow._lockstep import is_told
 from bwflow.experiment import Experiment
 
+__all__ = ["compare", "describe", "experiment_of", "table", "write"]
+
 _HEADER: tuple[str, ...] = (
     "dynamics",
     "N",

@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 
 from bwflow import _checks
 
+__all__ = ["RKC"]
+
 _DAMPING = 2 / 13  # of Chebyshev polynomials, as in the reference
 _FIRST_ITERATIONS = 24  # of the power method, before the first step
 _MARGIN = 1.2  # by which the estimated spectral radius is enlarged

@@ -20,6 +20,8 @@ from scipy import special
 from bwflow import _units, store
 from bwflow._lockstep import lockstep as lockstep
 
+__all__ = ["algebraic_decay", "lockstep", "summary"]
+
 _QUANTILES = (0.25, 0.5, 0.75)
 _NEEDED = ("gap", "hit", "loss", "num_steps", "success")
 # What is kept of a run.

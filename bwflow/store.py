@@ -17,6 +17,8 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore  # of a path as it stands: ~ and :: have no other meaning
 
+__all__ = ["DamagedStoreError", "is_store", "open", "read", "write"]
+
 _PACKAGES = ("bwflow", "jax", "jaxlib", "diffrax", "optax", "equinox", "lineax", "optimistix")
 # What a damaged store makes of the file system's errors; others are not the store's.
 _DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)

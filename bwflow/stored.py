@@ -24,6 +24,8 @@ from bwflow._units import create as create_grid
 from bwflow.covariances import Target
 from bwflow.experiment import Experiment
 
+__all__ = ["create", "experiment_of", "extend", "repair", "rerun"]
+
 AXES = ("dynamics", "depth", "bottleneck", "tau", "seed")
 _LISTS = ("dynamics", "network.depth", "network.bottleneck", "tau")
 

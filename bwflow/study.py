@@ -32,6 +32,8 @@ from bwflow.factors import end_to_end, sample
 from bwflow.flow import gradient_flow
 from bwflow.sweeps import COUNTS, label, sweep
 
+__all__ = ["make_target", "run"]
+
 TARGET = ("target_factor", "target_eigenvalues", "target_eigenvectors")  # in a dataset
 
 

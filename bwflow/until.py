@@ -11,6 +11,8 @@ from bwflow import _checks
 from bwflow._certifier import Certifier, certifier
 from bwflow.diagnostics import Point
 
+__all__ = ["Criterion", "certified_gap", "gap", "gradient_norm"]
+
 
 class Criterion(eqx.Module):
     """`measure <= tolerance`, the tolerance relative to a scale of the start unless absolute.

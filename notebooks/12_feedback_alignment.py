@@ -480,8 +480,8 @@ for r in over["r"]:
 #
 # *One mode can die.* For two layers and `r = 1`, let `w` be the length of `W_1`, `z q_1` the last
 # layer, `b` the component of `B` along `sign(z) q_1`. Then `w^2 - 2 b |z|` is conserved. From
-# `w = s` and `z` near 0, `w |z|` reaches `sigma = sqrt(lambda_1 - tau)` if and only if
-# `b > -s^3 / (3 sqrt(3) sigma)`; else `W_1` goes to zero and `W_2` stays where it is. There is no
+# `w = s` and `z` near 0, `w |z|` reaches `sigma = sqrt(lambda_1 - tau)` if
+# `b > -s^3 / (3 sqrt(3) sigma)`; if it is less, `W_1` goes to zero and `W_2` rests. There is no
 # such trap in GD, where `b` is `|z|` itself. Layers `c W_1`, `W_2 / c` with feedback `c^3 B`
 # have the same paths, at another speed: what counts is `|B| / s^3`.
 #

@@ -15,3 +15,12 @@ from bwflow.estimators._mdm import MDM as MDM
 from bwflow.estimators._signals import Covariances as Covariances
 from bwflow.estimators._signals import ShrunkCovariances as ShrunkCovariances
 from bwflow.estimators._tangent import TangentSpace as TangentSpace
+
+__all__ = [
+    "MDM",
+    "BarycenterAlignment",
+    "Covariances",
+    "KMeans",
+    "ShrunkCovariances",
+    "TangentSpace",
+]

@@ -17,3 +17,12 @@ from bwflow.experimental._completion_weights import completion_weights as comple
 from bwflow.experimental._completion_weights import pattern_distance as pattern_distance
 from bwflow.experimental._recovery import Recovery as Recovery
 from bwflow.experimental._recovery import recover as recover
+
+__all__ = [
+    "Recovery",
+    "completion_problem",
+    "completion_weights",
+    "pattern_distance",
+    "recover",
+    "sensing_problem",
+]

@@ -34,3 +34,32 @@ from bwflow.geometry._tangents import log as log
 from bwflow.geometry._tangents import norm as norm
 from bwflow.geometry._tangents import parallel_transport as parallel_transport
 from bwflow.geometry._tangents import tangent_projection as tangent_projection
+
+__all__ = [
+    "RESULTS",
+    "Barycenter",
+    "Covariance",
+    "Factor",
+    "RunningBarycenter",
+    "barycenter",
+    "bures_wasserstein",
+    "bures_wasserstein_distance",
+    "exp",
+    "frechet_distance",
+    "gaussian_wasserstein",
+    "geodesic",
+    "geometric_median",
+    "injectivity_radius",
+    "inner_product",
+    "interpolate",
+    "log",
+    "norm",
+    "optimal_coupling",
+    "pairwise_distances",
+    "parallel_transport",
+    "riemannian_gradient",
+    "riemannian_hessian",
+    "tangent_projection",
+    "transport",
+    "transport_map",
+]

@@ -34,6 +34,26 @@ from bwflow.initializers._split import near_target as near_target
 from bwflow.initializers._split import rebalanced as rebalanced
 from bwflow.initializers._split import split_evenly as split_evenly
 
+__all__ = [
+    "balanced",
+    "gaussian",
+    "identity",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "low_rank",
+    "low_rank_plus_sparse",
+    "near_target",
+    "nora",
+    "nystrom",
+    "orthogonal",
+    "rebalanced",
+    "spectral",
+    "split_evenly",
+    "uniform",
+    "xavier_normal",
+    "xavier_uniform",
+]
+
 # What a specification may name: the factories that can be called without arguments.
 _ENTRYWISE = (gaussian, uniform, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform)
 INITIALIZERS: dict[str, Callable[..., Initializer]] = {

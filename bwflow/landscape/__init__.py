@@ -17,3 +17,22 @@ from bwflow.landscape.curvature import Escape as Escape
 from bwflow.landscape.curvature import escape_directions as escape_directions
 from bwflow.landscape.curvature import hessian_spectrum as hessian_spectrum
 from bwflow.landscape.curvature import morse_index as morse_index
+
+__all__ = [
+    "KINDS",
+    "KIND_NAMES",
+    "Blowup",
+    "Classification",
+    "CriticalPoint",
+    "Escape",
+    "classify",
+    "critical_points",
+    "escape_directions",
+    "hessian_blowup",
+    "hessian_spectrum",
+    "minimizer",
+    "minimizer_spectrum",
+    "minimizing_eigenvalues",
+    "minimum",
+    "morse_index",
+]

@@ -11,3 +11,17 @@ from bwflow.losses._targets import BuresWasserstein as BuresWasserstein
 from bwflow.losses._targets import Frobenius as Frobenius
 from bwflow.losses._targets import frobenius as frobenius
 from bwflow.losses._trimmed import TrimmedBuresWasserstein as TrimmedBuresWasserstein
+
+__all__ = [
+    "AbsoluteSensing",
+    "Approximation",
+    "BuresWasserstein",
+    "Completion",
+    "Frobenius",
+    "OneBit",
+    "PhaseRetrieval",
+    "Sensing",
+    "TrimmedBuresWasserstein",
+    "frobenius",
+    "weighted",
+]

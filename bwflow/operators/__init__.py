@@ -25,3 +25,5 @@ from bwflow.operators._stored import Entries as Entries
 from bwflow.operators._stored import RankOne as RankOne
 from bwflow.operators._weighted import Weighted as Weighted
 from bwflow.operators._weighted import measured_matrix as measured_matrix
+
+__all__ = ["Cosine", "Dense", "Entries", "Gaussian", "RankOne", "Weighted", "measured_matrix"]

@@ -19,3 +19,20 @@ from bwflow.plotting._style import style as style
 from bwflow.plotting._sweeps import bands as bands
 from bwflow.plotting._sweeps import phases as phases
 from bwflow.plotting._sweeps import survival as survival
+
+__all__ = [
+    "alignment",
+    "bands",
+    "convergence",
+    "ellipses",
+    "gap",
+    "gap_bands",
+    "geodesic_spectra",
+    "landscape",
+    "movie",
+    "phases",
+    "slices",
+    "spectrum",
+    "style",
+    "survival",
+]

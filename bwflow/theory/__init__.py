@@ -25,3 +25,31 @@ from bwflow.theory.steps import descent_factor as descent_factor
 from bwflow.theory.steps import practical_step_size as practical_step_size
 from bwflow.theory.steps import published_step_sizes as published_step_sizes
 from bwflow.theory.steps import stability_limit as stability_limit
+
+__all__ = [
+    "Assumptions",
+    "Comparison",
+    "StepSizes",
+    "aligned_flow",
+    "check_assumptions",
+    "compare",
+    "convexity_constant",
+    "descent_factor",
+    "feedback_modes",
+    "frobenius_flow",
+    "late_rate",
+    "linear_flow",
+    "margin",
+    "pl_constant",
+    "practical_step_size",
+    "published_margin",
+    "published_rate",
+    "published_step_sizes",
+    "rank_one_flow",
+    "saddle_value",
+    "scalar_unbalanced_flow",
+    "sharp_rate",
+    "sketch_limit",
+    "stability_limit",
+    "trace_bound",
+]

@@ -194,7 +194,7 @@ def stability_limit(
     """Step size beyond which descent leaves the balanced minimiser: 2 by the largest curvature.
 
     For the Bures-Wasserstein loss it is `lambda_1 / (N (lambda_1 - tau)^{(2N-1)/N})` wherever
-    `rank` is `n`, or `N >= 2` and `tau <= lambda_1 / 2`.
+    `rank` is `n` and `tau <= lambda_n`, or `N >= 2` and `tau <= lambda_1 / 2`.
 
     Parameters
     ----------
