@@ -9,7 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := MALLOC_PERTURB_=128 $(BIN)/python -m pytest
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-full test test-slow test-float32 soak lint docs-tests notebooks benchmarks constraints clean
+.PHONY: demo demo-full test test-slow test-float32 soak lint docs docs-tests interface notebooks \
+	benchmarks constraints clean
 
 demo: $(VENV)/.demo  ## the main job on handwritten digits; OPTIONS="--seeds 128" changes the spec
 	$(BIN)/bwflow demo $(OPTIONS)
@@ -37,14 +38,21 @@ soak: $(VENV)/.test  ## processes killed 30 times in each way, many drawn exampl
 	BWFLOW_EXAMPLES=2000 JAX_ENABLE_X64=1 $(PYTEST) -q tests/test_statements.py
 	BWFLOW_EXAMPLES=5000 JAX_ENABLE_X64=1 $(PYTEST) -q -m slow tests/test_drawn_input.py
 
-docs-tests: $(VENV)/.test  ## the examples in docstrings and README
-	JAX_ENABLE_X64=1 $(PYTEST) $(WORKERS) --doctest-modules bwflow --doctest-glob=README.md README.md
+docs-tests: $(VENV)/.test  ## the examples in docstrings, README and docs
+	JAX_ENABLE_X64=1 $(PYTEST) $(WORKERS) --doctest-modules bwflow --doctest-glob='*.md' README.md \
+		docs/how-to
 
 lint: $(VENV)/.lint  ## style, formatting, types, import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.docs  ## the site, with the code of its pages run, in docs/_build/html; warnings are errors
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+interface: $(VENV)/.test  ## write down the public interface as it is now, which a test holds on to
+	$(BIN)/python docs/interface.py > tests/interface.txt
 
 notebooks: $(VENV)/.docs  ## runs notebooks at full size and writes docs/notebooks; ONLY="05 07": some
 	$(BIN)/python docs/render.py $(ONLY)

@@ -5,6 +5,7 @@ Printed by `python docs/interface.py`. Public is what `bwflow` offers itself, an
 """
 
 import dataclasses
+import functools
 import inspect
 from importlib import import_module
 
@@ -79,6 +80,18 @@ def interface() -> str:
     return "\n\n".join(
         "\n".join([title, *(f"    {line}" for line in lines)]) for title, *lines in parts
     )
+
+
+@functools.cache
+def full_names() -> frozenset[str]:
+    """Dotted names of all that is public, methods and attributes among them."""
+    found = {"bwflow", *(f"bwflow.{name}" for name in bwflow._ROOMS)}
+    for room in ROOMS:
+        module = import_module(f"bwflow.{room}")
+        found.add(f"bwflow.{room}")
+        for name in module.__all__:
+            found.add(f"bwflow.{room}.{name}")
+    return frozenset(found)
 
 
 def _top(name: str) -> list[str]:

@@ -338,7 +338,7 @@ def test_at_rest_of_the_last_layer_the_gradient_vanishes(tau):
 @pytest.mark.float64
 @pytest.mark.parametrize(("b", "survives"), [(-0.3, False), (-0.15, True), (0.5, True)])
 def test_a_mode_dies_where_feedback_is_strong_and_opposed(b, survives):
-    """If `b < -s^3 / (3 sqrt(3) sigma)`, and not if it is more, for a start of length `s` in `W_1`."""
+    """If `b < -s^3 / (3 sqrt(3) sigma)`, not if it is more, for a `W_1` of length `s`."""
     tau, sigma = 0.03, (1 - 0.03) ** 0.5
     assert survives == (b > -1 / (3 * 3**0.5 * sigma))
     loss = bw.losses.BuresWasserstein(bw.Target(jnp.diag(jnp.array([1.0, 0.4, 0.1]))), tau)

@@ -13,9 +13,7 @@ ROOT = Path(__file__).parents[1]
 def test_the_interface_is_the_one_that_is_written_down():
     """Whoever changes it on purpose runs `make interface`, and says so in the changelog."""
     script = ROOT / "docs" / "interface.py"
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     written = (ROOT / "tests" / "interface.txt").read_text(encoding="utf-8")
     assert done.stdout.splitlines() == written.splitlines()
 
