@@ -39,6 +39,7 @@ _MODULES = (
     "losses",
     "means",
     "operators",
+    "page",
     "perturbation",
     "plan",
     "plotting",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from bwflow import losses as losses
     from bwflow import means as means
     from bwflow import operators as operators
+    from bwflow import page as page
     from bwflow import perturbation as perturbation
     from bwflow import plan as plan
     from bwflow import plotting as plotting

@@ -105,18 +105,25 @@ def extend(
     return action
 
 
-def report(store: Store, out: Path | None = None) -> Action:
+def report(store: Store, out: Path | None = None, html: Flag = False) -> Action:
     """Print the convergence statistics of a store; write them and the figure to a folder.
 
     Args:
         store: Folder of the store; an unfinished one is reported as far as it is.
         out: Folder for table.txt and figure.png; STORE-report by default.
+        html: Write report.html there too, a page with filters, pictures and the commands that
+            compute failed runs again; it is one file that needs no network.
     """
 
     def action() -> None:
         from bwflow.store import beside
 
-        print_report(store, out or beside(store, "-report"))
+        folder = out or beside(store, "-report")
+        print_report(store, folder)
+        if html:
+            from bwflow import page
+
+            print(f"page    {page.write(store, folder / 'report.html')}")
 
     return action
 

@@ -257,8 +257,8 @@ def _replace(array: zarr.Array, box: tuple[slice, ...], values: np.ndarray) -> N
     array[box] = values
 
 
-def finished(path: Path) -> Iterator[xr.Dataset]:
-    """What is done, unit by unit, as labelled datasets in memory.
+def finished(path: Path, *, seeds: int | None = None) -> Iterator[xr.Dataset]:
+    """What is done, unit by unit, as labelled datasets in memory; of the first seeds if so asked.
 
     Of a unit that has grown, by an extension, these are the runs that were done before.
 
@@ -273,12 +273,19 @@ def finished(path: Path) -> Iterator[xr.Dataset]:
 
     def blocks() -> Iterator[xr.Dataset]:
         for unit, done in grid.flagged():
-            if done.any():
+            wanted = done if seeds is None else done[..., : max(0, seeds - unit["seed"].start)]
+            if wanted.any():
                 block = {name: (ds[name].dims, values) for name, values in grid.read(unit).items()}
-                kept = {axis: slice(n) for axis, n in zip(unit, _extent(done), strict=True)}
+                kept = {axis: slice(n) for axis, n in zip(unit, _extent(wanted), strict=True)}
                 yield described.isel(unit).assign(block).isel(kept).load()
 
     return blocks()
+
+
+def located(block: xr.Dataset, whole: xr.Dataset) -> tuple[np.ndarray, ...]:
+    """Where the runs of a block are in the grid of the whole, as an index of numpy."""
+    axes = (str(axis) for axis in whole["hit"].dims)
+    return np.ix_(*(whole.indexes[axis].get_indexer(block.indexes[axis]) for axis in axes))
 
 
 def _extent(done: np.ndarray) -> list[int]:

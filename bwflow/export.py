@@ -3,8 +3,6 @@
 Both are written one unit of the grid at a time, whole or not at all.
 """
 
-import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -65,7 +63,7 @@ def to_netcdf(path: str | Path, file: str | Path) -> Path:
     ...     ds["hit"].dims, ds["dynamics"].values.tolist(), ds["done"].sum().item()
     (('dynamics', 'depth', 'bottleneck', 'tau', 'seed'), ['flow', 'descent'], 0)
     """
-    grid, file = Grid.open(store.check_store(path)), _checked(file)
+    grid, file = Grid.open(store.check_store(path)), store.file_place(file)
     try:
         import_module("h5py")  # by which h5netcdf writes, and which it does not require
         h5netcdf = import_module("h5netcdf")
@@ -73,7 +71,7 @@ def to_netcdf(path: str | Path, file: str | Path) -> Path:
         raise ImportError(
             f"netCDF files are written by {error.name}: pip install 'bwflow[export]'"
         ) from None
-    with _replacing(file) as draft:
+    with store.replacing(file) as draft:
         _write_description(_description(grid), draft)
         ds = store.open(grid.path)
         with h5netcdf.File(draft, "a") as made:
@@ -143,7 +141,7 @@ def to_parquet(path: str | Path, file: str | Path) -> Path:
     >>> table["reason"].tolist(), bool((table["loss_end"] < table["loss_start"]).all())
     (['successful', 'successful'], True)
     """
-    grid, file = Grid.open(store.check_store(path)), _checked(file)
+    grid, file = Grid.open(store.check_store(path)), store.file_place(file)
     try:
         parquet, pa = import_module("pyarrow.parquet"), import_module("pyarrow")
     except ImportError:
@@ -152,7 +150,7 @@ def to_parquet(path: str | Path, file: str | Path) -> Path:
         ) from None
     table = _Table(pa, grid)
     with (
-        _replacing(file) as draft,
+        store.replacing(file) as draft,
         parquet.ParquetWriter(draft, table.schema, compression="zstd") as writer,
     ):
         waiting = []
@@ -165,27 +163,6 @@ def to_parquet(path: str | Path, file: str | Path) -> Path:
         if waiting:
             writer.write_table(pa.concat_tables(waiting))
     return file
-
-
-def _checked(file: str | Path) -> Path:
-    if not isinstance(file, (str, os.PathLike)) or not str(file):
-        raise ValueError(f"file must be a text or a pathlib.Path; got {file!r}.")
-    if Path(file).is_dir():
-        raise ValueError(f"file must be the name of a file; got the folder {file}.")
-    return Path(file)
-
-
-@contextlib.contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
-    """A name beside a file for its draft, which gets the file's name at the end."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"file {file} cannot be made: {error.strerror}.") from None
-    with store.scratch(file) as folder:
-        draft = folder / file.name
-        yield draft
-        draft.replace(file)
 
 
 def _description(grid: Grid) -> xr.Dataset:

@@ -104,7 +104,7 @@ def summary(
     elif stored:  # written whole
         whole = store.read(Path(ds))
     pooled = _pooled_axes(whole, over)
-    runs = _per_run(whole, whole["hit"].dims) if blocks is None else _streamed(whole, blocks)
+    runs = per_run(whole, whole["hit"].dims) if blocks is None else _streamed(whole, blocks)
     return _pool(whole, runs, pooled)
 
 
@@ -192,24 +192,21 @@ def _clock(ds: xr.Dataset) -> xr.DataArray:
 def _streamed(whole: xr.Dataset, blocks: Iterable[xr.Dataset]) -> dict[str, np.ndarray]:
     """The numbers of all runs of a stored study; those in none of the blocks are not done."""
     axes = whole["hit"].dims
-    places = [{x: i for i, x in enumerate(whole[axis].values.tolist())} for axis in axes]
     shape = tuple(whole.sizes[axis] for axis in axes)
     runs = {name: np.zeros(shape, bool) for name in _FLAGS}
     runs |= {name: np.full(shape, np.nan) for name in _NUMBERS}
     for block in blocks:
-        where = np.ix_(
-            *(
-                [place[x] for x in block[axis].values.tolist()]
-                for axis, place in zip(axes, places, strict=True)
-            )
-        )
-        for name, values in _per_run(block, axes).items():
+        where = _units.located(block, whole)
+        for name, values in per_run(block, axes).items():
             runs[name][where] = values
     return runs
 
 
-def _per_run(ds: xr.Dataset, axes: Sequence[Hashable]) -> dict[str, np.ndarray]:
-    """What is kept of every run; NaN where one is not done."""
+def per_run(ds: xr.Dataset, axes: Sequence[Hashable]) -> dict[str, np.ndarray]:
+    """What the statistics keep of every run of a dataset, by its axes; NaN where one is not done.
+
+    `duration` is the time or step of arrival, or of the end where a run did not arrive.
+    """
     shape = tuple(ds.sizes[axis] for axis in axes)
 
     def grid(array: xr.DataArray, *last: str) -> np.ndarray:

@@ -117,6 +117,28 @@ def scratch(path: Path) -> Iterator[Path]:
     clear_scratch(path)
 
 
+def file_place(file: str | Path) -> Path:
+    """A file to be written as a `Path`; refused if it is a folder."""
+    if not isinstance(file, (str, os.PathLike)) or not str(file):
+        raise ValueError(f"file must be a text or a pathlib.Path; got {file!r}.")
+    if Path(file).is_dir():
+        raise ValueError(f"file must be the name of a file; got the folder {file}.")
+    return Path(file)
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A name beside a file for its draft, which gets the file's name at the end."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"file {file} cannot be made: {error.strerror}.") from None
+    with scratch(file) as folder:
+        draft = folder / file.name
+        yield draft
+        draft.replace(file)
+
+
 def clear_scratch(path: Path) -> None:
     """Remove the temporary folders beside a store that killed processes of this host have left."""
     prefix = f".{path.name}-{socket.gethostname()}-"
