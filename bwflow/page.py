@@ -15,6 +15,8 @@ from typing import Any
 
 from bwflow import _page_data, store
 
+__all__ = ["render", "write"]
+
 _SCRIPTS = ("estimates.js", "charts.js", "views.js", "tables.js", "controls.js")
 
 

@@ -4,6 +4,7 @@ The projections are plain functions; `projected(f)` makes an optax transformatio
 last in a chain and lands on `f(params + updates)`.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
-from scipy import stats
+from scipy import special
 
 from bwflow import _checks
 from bwflow._types import Scalar
@@ -108,12 +109,21 @@ class Sparsity(eqx.Module):
             if not 0 < _checks.scalar(name, x, float) < 1:
                 raise ValueError(f"{name} must be between 0 and 1; got {x}.")
         n, p = _checks.pair("shape", shape)
-        of = {size: stats.binom.isf(failure / (n + p + 1), size, rate) for size in (n, p, n * p)}
-        return cls(int(of[n * p]), float(of[p]) / p, float(of[n]) / n)
+        of = {size: _exceeded(size, rate, failure / (n + p + 1)) for size in (n, p, n * p)}
+        return cls(of[n * p], of[p] / p, of[n] / n)
 
     def threshold(self, S: Float[Array, "n p"], excess: ArrayLike = 1.0) -> Float[Array, "n p"]:
         """`S` cut to this sparsity, or to `excess` times it: see `double_threshold`."""
         return double_threshold(S, self, excess=excess)
+
+
+def _exceeded(size: int, rate: float, failure: float) -> int:
+    """The least count that is exceeded of `size` entries with at most this probability."""
+
+    def is_rare(count: int) -> bool:
+        return bool(special.bdtrc(count, size, rate) <= failure)
+
+    return bisect_left(range(size + 1), True, key=is_rare)
 
 
 def double_threshold(

@@ -30,6 +30,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints", "render.py", "interface.py"]
 nitpicky = True
+# Types are prose in these docstrings.
+nitpick_ignore_regex = [("py:class", ".*")]
 
 # Pages in Markdown; those with a kernel in their header are run, and a failure is a failure.
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence", "attrs_inline"]

@@ -1,7 +1,10 @@
 """The package as people import it."""
 
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,14 @@ def test_every_public_name_resolves_and_is_described(name):
     assert name in dir(bw)
     if name != "__version__":
         assert value.__doc__
+
+
+def test_the_version_is_the_same_everywhere():
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    citation = re.search(r"^version: (.*)$", (root / "CITATION.cff").read_text(), re.MULTILINE)
+    assert citation is not None
+    assert project["version"] == citation[1] == bw.__version__
 
 
 def test_unknown_names_are_refused():
@@ -53,6 +64,18 @@ class Without:
 def test_importing_the_package_imports_neither_jax_nor_the_extras():
     code = (
         "import bwflow, sys; print({'jax', 'xarray', 'matplotlib', 'sklearn'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_the_dynamics_import_nothing_that_costs_as_much_as_they_do():
+    """`scipy.stats` takes as long as jax and diffrax together."""
+    code = (
+        "import sys, bwflow as bw; bw.gradient_flow, bw.gradient_descent, bw.losses, bw.geometry, "
+        "bw.initializers, bw.until, bw.theory, bw.landscape, bw.precondition, bw.problems; "
+        "print({'scipy.stats', 'scipy.optimize', 'xarray', 'matplotlib', 'sklearn', 'pandas'} "
+        "& set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import array, assert_close, by_precision
+from scipy import stats
 
 from bwflow import projections
 from bwflow.projections import Sparsity
@@ -172,3 +173,12 @@ def test_other_input_is_refused(case):
     call, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("rate", [1e-3, 0.1, 0.6])
+@pytest.mark.parametrize("size", [1, 7, 400, 250_000])
+@pytest.mark.parametrize("failure", [1e-9, 1e-4, 0.3])
+def test_counts_are_exceeded_as_rarely_as_they_should(rate, size, failure):
+    count = projections._exceeded(size, rate, failure)
+    assert count == int(stats.binom.isf(failure, size, rate))

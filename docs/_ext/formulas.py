@@ -28,6 +28,7 @@ SIGNS = {
     "~": r"\sim",
     "*": r"\,",
 }
+NAMES = re.compile(r"[a-z_]\w*(, [a-z_]\w*)+")
 TOKEN = re.compile(
     r"(?P<word>[A-Za-z]+(?:_[A-Za-z]{3,}[A-Za-z_]*)+|[A-Za-z]+)(?P<digits>\d*)"
     r"|(?P<number>\d+(?:\.\d+)?(?:e-?\d+)?)"
@@ -161,6 +162,40 @@ def _angle(found: re.Match[str], text: str) -> str:
     return found.group()
 
 
+def displayed(lines: list[str]) -> list[str]:
+    """Docstring lines, in which what is set off by indentation is a formula, or text."""
+    found: list[str] = []
+    block: list[str] = []
+    for line in [*lines, ""]:
+        starts = bool(block) or (
+            line.startswith("    ") and found[-1:] == [""] and _is_prose(found)
+        )
+        if starts and (line.startswith("    ") or not line.strip()):
+            block.append(line)
+            continue
+        found += _display(block)
+        block = []
+        found.append(line)
+    return [*found, *_display(block)][: None if block else -1]
+
+
+def _is_prose(lines: list[str]) -> bool:
+    """Whether what came before is a paragraph, and not a list, a directive or a section."""
+    before = next((line for line in reversed(lines) if line.strip()), "    ")
+    return not before.startswith((" ", "-", "*", "..", ">>>")) and not before.endswith("::")
+
+
+def _display(block: list[str]) -> list[str]:
+    body = [line.strip() for line in block if line.strip()]
+    if not body:
+        return block
+    if len(body) == 1 and is_formula(body[0]):
+        parts = re.split(r"\s{2,}", body[0].replace(" (x) ", " TENSOR "))
+        typeset = r"\qquad ".join(tex(part) for part in parts).replace(r"\text{TENSOR}", r"\otimes")
+        return [".. math::", "", f"    {typeset}", ""]
+    return [".. code-block:: text", "", *block]
+
+
 def setup(app):
     """Single backticks in docstrings are formulas, names of the library, or code."""
     from docutils import nodes
@@ -196,5 +231,16 @@ def setup(app):
                 return full
         return None
 
+    def set_off(app, what, name, object_, options, lines):
+        if what == "attribute":
+            lines.insert(0, "")  # or what is before a colon is taken for a type
+        # Several names in one line are not a type and a name.
+        lines[:] = [re.sub(r", (?=\w)", "/", x) if NAMES.fullmatch(x) else x for x in lines]
+        sections = [i for i, line in enumerate(lines) if set(line) == {"-"} and line]
+        end = sections[0] - 1 if sections else len(lines)
+        lines[:end] = displayed(lines[:end])
+
     app.add_role("formula", role)
+    # Before napoleon, which knows the sections.
+    app.connect("autodoc-process-docstring", set_off, priority=400)
     return {"parallel_read_safe": True}

@@ -45,7 +45,7 @@ def page(room, names):
         elif callable(value):
             parts.append(f".. autofunction:: {room}.{name}")
         else:
-            parts.append(f".. py:data:: {room}.{name}\n\n   {described(value)}")
+            parts.append(f".. py:data:: {name}\n\n   {described(value)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -58,7 +58,19 @@ def described(value):
     return f"``{value}``"
 
 
+def skipped(app, what, name, object_, skip, options):
+    """What scikit-learn makes of its own accord is described there."""
+    return True if name.startswith("set_") and name.endswith("_request") else None
+
+
+def linked(app, docname, source):
+    """Links between folders of the repository lead to pages of the site."""
+    source[0] = source[0].replace("](../../benchmarks/README.md", "](../benchmarks.md")
+
+
 def setup(app):
     """Before pages are read."""
     app.connect("builder-inited", write_pages)
+    app.connect("autodoc-skip-member", skipped)
+    app.connect("source-read", linked)
     return {"parallel_read_safe": True}
