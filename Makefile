@@ -32,7 +32,10 @@ test-slow: $(VENV)/.test  ## whole processes: the demo, notebooks, benchmarks at
 
 soak: SHELL := bash
 soak: .SHELLFLAGS := -o pipefail -c
-soak: $(VENV)/.test  ## processes killed 30 times in each way, many drawn examples; docs/soak.txt
+MINUTES ?= 60
+SEED ?= 0
+soak: $(VENV)/.test  ## random studies killed for MINUTES=60, each kind of death 30 times, drawn input
+	nice -n 5 $(BIN)/python tests/soak.py --minutes $(MINUTES) --seed $(SEED)
 	BWFLOW_KILLS=30 $(PYTEST) -m slow tests/test_kills.py -s -q | tee docs/soak.txt
 	BWFLOW_EXAMPLES=2000 JAX_ENABLE_X64=1 $(PYTEST) -q tests/test_statements.py
 	BWFLOW_EXAMPLES=5000 JAX_ENABLE_X64=1 $(PYTEST) -q -m slow tests/test_drawn_input.py
