@@ -21,6 +21,8 @@ _PACKAGES = ("bwflow", "jax", "jaxlib", "diffrax", "optax", "equinox", "lineax",
 # What a damaged store makes of the file system's errors; others are not the store's.
 _DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _SCRATCH = ".draft"
+FORMAT = 1
+"""Number of the layout of stores, for a bwflow that is older than a layout to refuse it."""
 
 
 class DamagedStoreError(ValueError):
@@ -31,7 +33,8 @@ def write(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a dataset as a Zarr v3 store, whole or not at all.
 
     The store is made in a temporary folder beside `path` and renamed. Versions of the packages
-    that determine the numbers go into its attributes; dates, hosts and timings do not.
+    that determine the numbers and the number of the format go into its attributes; dates, hosts and
+    timings do not.
 
     Raises
     ------
@@ -56,7 +59,8 @@ def write(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
             "memory by bwflow.sweep, and the dataset which that returns can be written."
         )
     with draft(path, overwrite=overwrite) as folder:
-        write_into(ds.assign_attrs(versions=json.dumps(versions())), folder)
+        told = {"versions": json.dumps(versions()), "store_format": FORMAT}
+        write_into(ds.assign_attrs(told), folder)
 
 
 def versions() -> dict[str, str]:
@@ -161,7 +165,7 @@ def open(path: str | Path) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If there is no Zarr store at `path`, or it is damaged.
+        If there is no Zarr store at `path`, it has the format of a later bwflow, or is damaged.
     """
     path = check_store(path)
     with damage(path):
@@ -224,10 +228,19 @@ def beside(path: str | Path, suffix: str) -> Path:
 
 
 def check_store(path: str | Path) -> Path:
-    """The place of a store; refused if there is none."""
+    """The place of a store; refused if there is none, or one of a later format."""
     path = place(path)
     if not is_store(path):
         raise ValueError(f"store {path} is not a Zarr store.")
+    told = FORMAT
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # damaged
+        root = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        told = int(root["attributes"].get("store_format", FORMAT))  # before there were numbers
+    if told > FORMAT:
+        raise ValueError(
+            f"store {path} has format {told}, and bwflow {version('bwflow')} reads formats up to "
+            f"{FORMAT}; the later bwflow that wrote it opens it."
+        )
     return path
 
 
