@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := MALLOC_PERTURB_=128 $(BIN)/python -m pytest
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-full test test-slow test-float32 soak lint docs-tests notebooks benchmarks constraints clean
+.PHONY: demo demo-full test test-slow test-float32 soak fuzz lint docs-tests notebooks benchmarks constraints clean
 
 demo: $(VENV)/.demo  ## the main job on handwritten digits; OPTIONS="--seeds 128" changes the spec
 	$(BIN)/bwflow demo $(OPTIONS)
@@ -38,7 +38,13 @@ soak: $(VENV)/.test  ## random studies killed for MINUTES=60, each kind of death
 	nice -n 5 $(BIN)/python tests/soak.py --minutes $(MINUTES) --seed $(SEED)
 	BWFLOW_KILLS=30 $(PYTEST) -m slow tests/test_kills.py -s -q | tee docs/soak.txt
 	BWFLOW_EXAMPLES=2000 JAX_ENABLE_X64=1 $(PYTEST) -q tests/test_statements.py
-	BWFLOW_EXAMPLES=5000 JAX_ENABLE_X64=1 $(PYTEST) -q -m slow tests/test_drawn_input.py
+	$(MAKE) fuzz
+
+EXAMPLES ?= 5000
+fuzz: $(VENV)/.test  ## drawn specs, arguments and damage, EXAMPLES=5000 of each of four kinds
+	BWFLOW_EXAMPLES=$(EXAMPLES) JAX_ENABLE_X64=1 nice -n 5 $(PYTEST) -n 2 --dist worksteal -q \
+	  -m slow -k "much_drawn or any_bytes or any_arguments or any_damage" \
+	  tests/test_drawn_input.py tests/test_drawn_commands.py
 
 docs-tests: $(VENV)/.test  ## the examples in docstrings and README
 	JAX_ENABLE_X64=1 $(PYTEST) $(WORKERS) --doctest-modules bwflow --doctest-glob=README.md README.md

@@ -99,6 +99,7 @@ class Grid:
             If there is no store, it has no grid, or its description is damaged.
         """
         store.check_store(path)
+        store.check_arrays(path)
         # Chunks of NaN get a file too, by which it is seen that they were written.
         with store.damage(path), zarr.config.set({"array.write_empty_chunks": True}):
             group = zarr.open_group(LocalStore(path), mode="r+")

@@ -8,6 +8,7 @@ import contextlib
 import io
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata, resources
 from pathlib import Path
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 when done, 1 on failure, 2 on bad input, 130 when interrupted."""
     if arguments is None:
         end_when_told()
+        # A folder in a store that is not the store's harms nothing.
+        warnings.filterwarnings("ignore", message="Object at .* is not recognized as a component")
         arguments = sys.argv[1:]
     return _main(arguments)
 

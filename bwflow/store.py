@@ -168,6 +168,7 @@ def open(path: str | Path) -> xr.Dataset:
         If there is no Zarr store at `path`, it has the format of a later bwflow, or is damaged.
     """
     path = check_store(path)
+    check_arrays(path)
     with damage(path):
         return xr.open_zarr(LocalStore(path, read_only=True), consolidated=False, chunks=None)
 
@@ -198,11 +199,39 @@ def damage(path: Path, name: str = "", where: dict[str, slice] | None = None) ->
         sides = (where or {}).items()
         unit = ", ".join(f"{axis} {side.start}:{side.stop}" for axis, side in sides)
         what = f", variable {name}" * bool(name) + f" at {unit}" * bool(unit)
-        reason = str(error).rstrip(".")
-        raise DamagedStoreError(
-            f"store {path} cannot be read{what}: {reason}; "
-            "bwflow repair makes what is damaged anew."
-        ) from error
+        raise DamagedStoreError(_told(path, what, str(error))) from error
+
+
+def _told(path: Path, what: str, reason: str) -> str:
+    advice = "bwflow repair makes what is damaged anew."
+    return f"store {path} cannot be read{what}: {reason.rstrip('.')}; {advice}"
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What nothing but a damaged store leads to becomes its error; refusals pass."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DamagedStoreError(_told(path, "", reason)) from error
+
+
+def check_arrays(path: Path) -> None:
+    """Refuse a store in which the description of an array is damaged, or missing beside its chunks.
+
+    Zarr reads all of them at once, and would leave out what is missing, and tell of all that is
+    damaged but the first at the end of the process, with a traceback.
+    """
+    with damage(path):
+        group = zarr.open_group(LocalStore(path, read_only=True), mode="r")
+        folders = sorted(path.iterdir())
+    for folder in folders:
+        with damage(path, folder.name):
+            if (file := folder / "zarr.json").is_file():
+                group[folder.name]
+            elif (folder / "c").exists() or file.is_symlink() or file.exists():
+                raise FileNotFoundError(f"{file} is missing")
 
 
 def place(path: str | Path) -> Path:
@@ -233,9 +262,10 @@ def check_store(path: str | Path) -> Path:
     if not is_store(path):
         raise ValueError(f"store {path} is not a Zarr store.")
     told = FORMAT
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # damaged
+    # Of what is damaged the readers tell.
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, ArithmeticError):
         root = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-        told = int(root["attributes"].get("store_format", FORMAT))  # before there were numbers
+        told = int(root["attributes"]["store_format"])  # absent before there were numbers
     if told > FORMAT:
         raise ValueError(
             f"store {path} has format {told}, and bwflow {version('bwflow')} reads formats up to "

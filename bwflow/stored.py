@@ -278,11 +278,12 @@ def _renew(path: Path, experiment: Experiment, attrs: Mapping[str, Any]) -> list
 def settle(path: str | Path) -> Grid:
     """The grid of a store, after completing an extension that was interrupted."""
     path = store.check_store(path)
-    if (grid := _settled(path)) is None:
-        with alone(path, wait=True):
-            if (grid := _settled(path)) is None:
-                _renew(path, experiment_of(path), root(path))
-                grid = Grid.open(path)
+    with store.reading(path):
+        if (grid := _settled(path)) is None:
+            with alone(path, wait=True):
+                if (grid := _settled(path)) is None:
+                    _renew(path, experiment_of(path), root(path))
+                    grid = Grid.open(path)
     return grid
 
 

@@ -1,5 +1,6 @@
 """Figures of long runs, kept in a document between two marks, so that a new run replaces them."""
 
+import fcntl
 import json
 import platform
 import re
@@ -23,6 +24,13 @@ def versions():
 
 def keep(name, text, document=DOCUMENT):
     """Put a text where the document has that of the last run."""
+    with document.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _replace(name, text, document)
+    document.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _replace(name, text, document):
     marks = f"<!-- {name} -->", f"<!-- end of {name} -->"
     old = document.read_text(encoding="utf-8") if document.exists() else "\n".join(marks) + "\n"
     pattern = f"({re.escape(marks[0])}\n).*?({re.escape(marks[1])})"
