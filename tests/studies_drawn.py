@@ -22,11 +22,12 @@ def drawn_study(draw):
 def growth(spec, draw):
     """Options of `bwflow extend`, for the study of a spec file."""
     held = Experiment.from_toml(spec)
+    # Quadrature is for positive ones.
+    taus = [tau for tau in (*TAUS, 0.7) if tau or held.method != "quadrature"]
     options = {
         "--seeds": [held.seeds + draw.randint(1, 12)],
-        "--tau": draw.sample([tau for tau in (*TAUS, 0.7) if tau not in held.tau], 1),
+        "--tau": draw.sample([tau for tau in taus if tau not in held.tau], 1),
         "--depth": [draw.choice([depth for depth in (1, 2, 3) if depth not in held.network.depth])],
-        "--dynamics": [*({"flow", "descent"} - {*held.dynamics})],
     }
     kinds = ["--seeds", "--tau", "--seeds --tau"]
     if "descent" in held.dynamics and _may_grow(held):

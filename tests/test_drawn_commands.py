@@ -140,10 +140,12 @@ def damage(path, kind, new, place, at):
         return
     # The root is one file of many, and the most important one.
     file = path / "zarr.json" if place % 4 == 0 else files[place % len(files)]
-    data = file.read_bytes() if file.is_file() else b"-"
+    if not file.is_file():  # what stood there was damaged before
+        return
+    data = file.read_bytes()
     at %= max(1, len(data))
     if kind in ("gone", "folder", "loop"):
-        file.unlink(missing_ok=True)
+        file.unlink()
         if kind == "folder":
             file.mkdir()
         if kind == "loop":
