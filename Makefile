@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := MALLOC_PERTURB_=128 $(BIN)/python -m pytest
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-full test test-slow test-float32 soak lint docs docs-tests interface notebooks \
+.PHONY: demo demo-full test test-slow test-float32 soak fuzz lint docs docs-tests interface notebooks \
 	benchmarks constraints clean
 
 demo: $(VENV)/.demo  ## the main job on handwritten digits; OPTIONS="--seeds 128" changes the spec
@@ -33,10 +33,19 @@ test-slow: $(VENV)/.test  ## whole processes: the demo, notebooks, benchmarks at
 
 soak: SHELL := bash
 soak: .SHELLFLAGS := -o pipefail -c
-soak: $(VENV)/.test  ## processes killed 30 times in each way, many drawn examples; docs/soak.txt
+MINUTES ?= 60
+SEED ?= 0
+soak: $(VENV)/.test  ## random studies killed for MINUTES=60, each kind of death 30 times, drawn input
+	nice -n 5 $(BIN)/python tests/soak.py --minutes $(MINUTES) --seed $(SEED)
 	BWFLOW_KILLS=30 $(PYTEST) -m slow tests/test_kills.py -s -q | tee docs/soak.txt
 	BWFLOW_EXAMPLES=2000 JAX_ENABLE_X64=1 $(PYTEST) -q tests/test_statements.py
-	BWFLOW_EXAMPLES=5000 JAX_ENABLE_X64=1 $(PYTEST) -q -m slow tests/test_drawn_input.py
+	$(MAKE) fuzz
+
+EXAMPLES ?= 5000
+fuzz: $(VENV)/.test  ## drawn specs, arguments and damage, EXAMPLES=5000 of each of four kinds
+	BWFLOW_EXAMPLES=$(EXAMPLES) JAX_ENABLE_X64=1 nice -n 5 $(PYTEST) -n 2 --dist worksteal -q \
+	  -m slow -k "much_drawn or any_bytes or any_arguments or any_damage" \
+	  tests/test_drawn_input.py tests/test_drawn_commands.py
 
 docs-tests: $(VENV)/.test  ## the examples in docstrings, README and docs
 	JAX_ENABLE_X64=1 $(PYTEST) $(WORKERS) --doctest-modules bwflow --doctest-glob='*.md' README.md \

@@ -1,7 +1,17 @@
-"""`python -m bwflow`: the command."""
+"""`python -m bwflow`, and the command `bwflow`."""
 
 import sys
 
-from bwflow.cli import main
+from bwflow._process import end_when_told
 
-sys.exit(main())
+
+def main() -> int:
+    """Entry point, which is ready for signals before it imports what takes long."""
+    end_when_told()
+    from bwflow import cli
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

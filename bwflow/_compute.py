@@ -33,6 +33,9 @@ def root(path: str | Path) -> dict[str, Any]:
         attrs = dict(json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"])
         if "experiment_hash" in attrs:  # the mark of a store that is filled unit by unit
             json.loads(attrs["chunks"]), json.loads(attrs["versions"])
+            expected = {"x64", "platform", *(["target_file"] if "store_format" in attrs else [])}
+            if missing := expected - attrs.keys():
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
             if attrs["experiment_hash"] != digest(attrs["experiment"]):
                 raise ValueError("its spec is not what its hash tells")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -59,6 +62,15 @@ def origin(experiment: Experiment, platform: str | None = None) -> dict[str, Any
         "x64": experiment.precision == "float64",
         "platform": platform or jax.default_backend(),
     }
+
+
+def target_file(experiment: Experiment) -> str:
+    """A hash of the file that a spec names as its target; empty if there is none."""
+    try:
+        with open(experiment.target.path, "rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    except OSError:
+        return ""
 
 
 def check_origin(path: Path, attrs: Mapping[str, Any]) -> None:

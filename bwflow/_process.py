@@ -1,7 +1,11 @@
-"""How a process is set up for jax, before jax is imported where that is possible."""
+"""How a process is set up: for jax, before it is imported if possible, and for signals."""
 
 import contextlib
+import functools
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,3 +32,32 @@ def in_precision(precision: str) -> Iterator[None]:
 
     with jax.enable_x64(precision == "float64"):
         yield
+
+
+@functools.cache  # once in a process
+def end_when_told() -> None:
+    """Let signals of the keyboard and of schedulers end this process, whatever it is doing.
+
+    A signal handler would have to wait for a compiled program to return, and an exception in the
+    middle of anything is not always heeded. A store is safe from sudden ends.
+    """
+    # Semaphores that are left are cleared by a process of multiprocessing, without a word.
+    quiet = ["ignore:resource_tracker:UserWarning"]
+    os.environ["PYTHONWARNINGS"] = ",".join([*filter(None, [os.getenv("PYTHONWARNINGS")]), *quiet])
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    heeded = {signal.SIGTERM}
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is in the background
+        heeded.add(signal.SIGINT)
+    for number in heeded:
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while os.read(reader, 1)[0] not in heeded:
+            pass
+        newline = "\n" if sys.stderr.isatty() else ""  # after a progress bar
+        os.write(2, f"{newline}bwflow: interrupted\n".encode())
+        os._exit(130)
+
+    threading.Thread(target=listen, daemon=True).start()

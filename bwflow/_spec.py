@@ -9,7 +9,7 @@ import json
 import math
 import struct
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -79,6 +79,15 @@ class Spec:
 def _hints(kind: type) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted keys."""
+    found = {}
+    for key, value in data.items():
+        nested = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
 
 
 def _fields(hint: Any) -> Collection[str]:

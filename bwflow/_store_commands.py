@@ -55,8 +55,10 @@ def status(store: Store) -> Action:
 
     def action() -> None:
         from bwflow import progress
+        from bwflow import store as stores
 
-        print(progress.describe(progress.status(store)))
+        with stores.reading(store):
+            print(progress.describe(progress.status(store)))
 
     return action
 
@@ -89,15 +91,17 @@ def extend(
     def action() -> None:
         configure()
         from bwflow import jobs, stored
+        from bwflow.store import reading
 
-        stored.extend(
-            store,
-            seeds=seeds or None,
-            tau=tau,
-            depth=depth,
-            bottleneck=bottleneck,
-            dynamics=dynamics,
-        )
+        with reading(store):
+            stored.extend(
+                store,
+                seeds=seeds or None,
+                tau=tau,
+                depth=depth,
+                bottleneck=bottleneck,
+                dynamics=dynamics,
+            )
         if run:
             jobs.run(store, processes=processes, progress=progress)
         print(f"store   {store}\nnext    bwflow {'report' if run else 'work'} {store}")
@@ -116,14 +120,15 @@ def report(store: Store, out: Path | None = None, html: Flag = False) -> Action:
     """
 
     def action() -> None:
-        from bwflow.store import beside
+        from bwflow.store import beside, reading
 
         folder = out or beside(store, "-report")
-        print_report(store, folder)
-        if html:
-            from bwflow import page
+        with reading(store):
+            print_report(store, folder)
+            if html:
+                from bwflow import page
 
-            print(f"page    {page.write(store, folder / 'report.html')}")
+                print(f"page    {page.write(store, folder / 'report.html')}")
 
     return action
 
@@ -150,8 +155,9 @@ def show(store: Store, spec: Flag = False) -> Action:
         from bwflow import report
         from bwflow import store as stores
 
-        ds = stores.open(store)
-        print(report.experiment_of(ds).to_toml() if spec else report.describe(ds))
+        with stores.reading(store):
+            ds = stores.open(store)
+            print(report.experiment_of(ds).to_toml() if spec else report.describe(ds))
 
     return action
 
@@ -173,11 +179,13 @@ def export(
 
     def action() -> None:
         from bwflow import export
+        from bwflow.store import reading
 
-        if netcdf is not None:
-            print(f"netcdf  {export.to_netcdf(store, netcdf)}")
-        if parquet is not None:
-            print(f"parquet {export.to_parquet(store, parquet)}")
+        with reading(store):
+            if netcdf is not None:
+                print(f"netcdf  {export.to_netcdf(store, netcdf)}")
+            if parquet is not None:
+                print(f"parquet {export.to_parquet(store, parquet)}")
 
     return action
 
@@ -195,8 +203,10 @@ def repair(store: Store, run: bool = True, processes: int = 0, progress: bool = 
     def action() -> None:
         configure()
         from bwflow import jobs, stored
+        from bwflow.store import reading
 
-        found, units = stored.repair(store)
+        with reading(store):
+            found, units = stored.repair(store)
         for line in found or ("nothing is damaged",):
             print(line)
         if run and units:
@@ -242,7 +252,8 @@ def rerun(
         stores.check_place(place)
         if place.exists() and "done" in stores.open(place):
             raise ValueError(f"--out {place} is the store of a sweep and is not replaced.")
-        ds = stored.rerun(store, **{axis: x for axis, x in asked.items() if x is not None})
+        with stores.reading(store):
+            ds = stored.rerun(store, **{axis: x for axis, x in asked.items() if x is not None})
         with stores.damage(store):
             text = report.compare(ds, stores.open(store))
         stores.write(ds, place, overwrite=True)

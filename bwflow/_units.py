@@ -5,8 +5,10 @@ whether its results are there. Writing a unit replaces files one by one, `done` 
 may die at any moment, and several may write at once, the same unit too. Nothing here is locked.
 """
 
+import contextlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +99,7 @@ class Grid:
             If there is no store, it has no grid, or its description is damaged.
         """
         store.check_store(path)
+        store.check_arrays(path)
         # Chunks of NaN get a file too, by which it is seen that they were written.
         with store.damage(path), zarr.config.set({"array.write_empty_chunks": True}):
             group = zarr.open_group(LocalStore(path), mode="r+")
@@ -291,6 +294,25 @@ def located(block: xr.Dataset, whole: xr.Dataset) -> tuple[np.ndarray, ...]:
 def _extent(done: np.ndarray) -> list[int]:
     """Sizes of the box of runs that are done, which begins where the unit does."""
     return [int(index.max()) + 1 for index in np.nonzero(done)]
+
+
+def check_chunks(path: Path, axes: Sequence[str], told: Mapping[str, int]) -> None:
+    """Refuse a root by which all results would be unreadable, for they have other chunks."""
+    seen: dict[str, Counter[int]] = {}
+    for file in path.glob("*/zarr.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged
+            array = json.loads(file.read_text(encoding="utf-8"))
+            names, sizes = array["dimension_names"], array["chunk_grid"]["configuration"]
+            if names[: len(axes)] == [*axes]:
+                for name, size in zip(names, sizes["chunk_shape"], strict=True):
+                    seen.setdefault(name, Counter())[size] += 1
+    for name, sizes in seen.items():
+        [(size, _)] = sizes.most_common(1)
+        if max(1, told.get(name, 0)) != size:
+            raise DamagedStoreError(
+                f"store {path} cannot be repaired: zarr.json, by which it is known, tells of "
+                f"chunks of {told.get(name)} along {name}, and its results have those of {size}."
+            )
 
 
 def constants(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

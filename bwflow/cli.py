@@ -6,11 +6,9 @@ caches are read from the environment when jax and equinox are imported.
 
 import contextlib
 import io
-import os
 import platform
-import signal
 import sys
-import threading
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata, resources
 from pathlib import Path
@@ -22,7 +20,7 @@ except ImportError:
     sys.exit("bwflow: the command line needs tyro: pip install 'bwflow[sweep]'")
 
 from bwflow._arguments import Flag, parsed, parted
-from bwflow._process import configure
+from bwflow._process import configure, end_when_told
 from bwflow._spec import without_rules
 from bwflow._store_commands import COMMANDS, print_report
 from bwflow.experiment import Experiment
@@ -42,37 +40,11 @@ _PACKAGES += ("numpy", "scipy", "xarray", "zarr", "tyro", "matplotlib", "scikit-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 when done, 1 on failure, 2 on bad input, 130 when interrupted."""
     if arguments is None:
-        _end_when_told()
+        end_when_told()
+        # A folder in a store that is not the store's harms nothing.
+        warnings.filterwarnings("ignore", message="Object at .* is not recognized as a component")
         arguments = sys.argv[1:]
     return _main(arguments)
-
-
-def _end_when_told() -> None:
-    """Let signals of the keyboard and of schedulers end this process, whatever it is doing.
-
-    A signal handler would have to wait for a compiled program to return, and an exception in the
-    middle of anything is not always heeded. A store is safe from sudden ends.
-    """
-    # Semaphores that are left are cleared by a process of multiprocessing, without a word.
-    quiet = ["ignore:resource_tracker:UserWarning"]
-    os.environ["PYTHONWARNINGS"] = ",".join([*filter(None, [os.getenv("PYTHONWARNINGS")]), *quiet])
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    heeded = {signal.SIGTERM}
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is in the background
-        heeded.add(signal.SIGINT)
-    for number in heeded:
-        signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-
-    def listen() -> None:
-        while os.read(reader, 1)[0] not in heeded:
-            pass
-        newline = "\n" if sys.stderr.isatty() else ""  # after a progress bar
-        os.write(2, f"{newline}bwflow: interrupted\n".encode())
-        os._exit(130)
-
-    threading.Thread(target=listen, daemon=True).start()
 
 
 def _main(arguments: Sequence[str]) -> int:

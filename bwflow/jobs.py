@@ -316,6 +316,7 @@ def slurm(
     """
     array = _checks.positive_int("array", array)
     spec = stored.experiment_of(path)
+    Grid.open(store.check_store(path))  # refuses what has no runs to add
     path = Path(path).resolve()
     folder = log_folder(path)
     command = [sys.executable, "-m", "bwflow", "work", str(path), "--no-progress"]

@@ -23,6 +23,8 @@ _PACKAGES = ("bwflow", "jax", "jaxlib", "diffrax", "optax", "equinox", "lineax",
 # What a damaged store makes of the file system's errors; others are not the store's.
 _DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _SCRATCH = ".draft"
+FORMAT = 1
+"""Number of the layout of stores, for a bwflow that is older than a layout to refuse it."""
 
 
 class DamagedStoreError(ValueError):
@@ -33,7 +35,8 @@ def write(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a dataset as a Zarr v3 store, whole or not at all.
 
     The store is made in a temporary folder beside `path` and renamed. Versions of the packages
-    that determine the numbers go into its attributes; dates, hosts and timings do not.
+    that determine the numbers and the number of the format go into its attributes; dates, hosts and
+    timings do not.
 
     Raises
     ------
@@ -58,7 +61,8 @@ def write(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
             "memory by bwflow.sweep, and the dataset which that returns can be written."
         )
     with draft(path, overwrite=overwrite) as folder:
-        write_into(ds.assign_attrs(versions=json.dumps(versions())), folder)
+        told = {"versions": json.dumps(versions()), "store_format": FORMAT}
+        write_into(ds.assign_attrs(told), folder)
 
 
 def versions() -> dict[str, str]:
@@ -185,9 +189,10 @@ def open(path: str | Path) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If there is no Zarr store at `path`, or it is damaged.
+        If there is no Zarr store at `path`, it has the format of a later bwflow, or is damaged.
     """
     path = check_store(path)
+    check_arrays(path)
     with damage(path):
         return xr.open_zarr(LocalStore(path, read_only=True), consolidated=False, chunks=None)
 
@@ -218,11 +223,39 @@ def damage(path: Path, name: str = "", where: dict[str, slice] | None = None) ->
         sides = (where or {}).items()
         unit = ", ".join(f"{axis} {side.start}:{side.stop}" for axis, side in sides)
         what = f", variable {name}" * bool(name) + f" at {unit}" * bool(unit)
-        reason = str(error).rstrip(".")
-        raise DamagedStoreError(
-            f"store {path} cannot be read{what}: {reason}; "
-            "bwflow repair makes what is damaged anew."
-        ) from error
+        raise DamagedStoreError(_told(path, what, str(error))) from error
+
+
+def _told(path: Path, what: str, reason: str) -> str:
+    advice = "bwflow repair makes what is damaged anew."
+    return f"store {path} cannot be read{what}: {reason.rstrip('.')}; {advice}"
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What nothing but a damaged store leads to becomes its error; refusals pass."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DamagedStoreError(_told(path, "", reason)) from error
+
+
+def check_arrays(path: Path) -> None:
+    """Refuse a store in which the description of an array is damaged, or missing beside its chunks.
+
+    Zarr reads all of them at once, and would leave out what is missing, and tell of all that is
+    damaged but the first at the end of the process, with a traceback.
+    """
+    with damage(path):
+        group = zarr.open_group(LocalStore(path, read_only=True), mode="r")
+        folders = sorted(path.iterdir())
+    for folder in folders:
+        with damage(path, folder.name):
+            if (file := folder / "zarr.json").is_file():
+                group[folder.name]
+            elif (folder / "c").exists() or file.is_symlink() or file.exists():
+                raise FileNotFoundError(f"{file} is missing")
 
 
 def place(path: str | Path) -> Path:
@@ -248,10 +281,20 @@ def beside(path: str | Path, suffix: str) -> Path:
 
 
 def check_store(path: str | Path) -> Path:
-    """The place of a store; refused if there is none."""
+    """The place of a store; refused if there is none, or one of a later format."""
     path = place(path)
     if not is_store(path):
         raise ValueError(f"store {path} is not a Zarr store.")
+    told = FORMAT
+    # Of what is damaged the readers tell.
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, ArithmeticError):
+        root = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        told = int(root["attributes"]["store_format"])  # absent before there were numbers
+    if told > FORMAT:
+        raise ValueError(
+            f"store {path} has format {told}, and bwflow {version('bwflow')} reads formats up to "
+            f"{FORMAT}; the later bwflow that wrote it opens it."
+        )
     return path
 
 

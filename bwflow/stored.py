@@ -6,9 +6,7 @@ are not there yet. `bwflow.jobs` has the processes that compute them.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,10 @@ import numpy as np
 import xarray as xr
 
 from bwflow import plan, progress, report, store, study, sweeps
-from bwflow._compute import check_origin, digest, origin, root
+from bwflow._compute import check_origin, digest, origin, root, target_file
 from bwflow._process import in_precision
-from bwflow._units import Grid, Unit, adopt, clear, constants
+from bwflow._spec import flat
+from bwflow._units import Grid, Unit, adopt, check_chunks, clear, constants
 from bwflow._units import create as create_grid
 from bwflow.covariances import Target
 from bwflow.experiment import Experiment
@@ -27,6 +26,7 @@ from bwflow.experiment import Experiment
 __all__ = ["create", "experiment_of", "extend", "repair", "rerun"]
 
 AXES = ("dynamics", "depth", "bottleneck", "tau", "seed")
+_BEGUN = ("versions", "x64", "platform", "target_file", "store_format")
 _LISTS = ("dynamics", "network.depth", "network.bottleneck", "tau")
 
 
@@ -94,20 +94,12 @@ def create(
                     target,
                     draft,
                     chunks,
-                    origin(experiment, platform) | {"target_file": _contents(experiment)},
+                    origin(experiment, platform)
+                    | {"target_file": target_file(experiment), "store_format": store.FORMAT},
                 )
         except FileExistsError:  # by now
             match(experiment, path)
     return path
-
-
-def _contents(experiment: Experiment) -> str:
-    """A hash of the file that a spec names as its target; empty if there is none."""
-    try:
-        with open(experiment.target.path, "rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-    except OSError:
-        return ""
 
 
 def match(experiment: Experiment, path: str | Path) -> None:
@@ -118,10 +110,10 @@ def match(experiment: Experiment, path: str | Path) -> None:
     ValueError
         If there is no store of a study, or one of another; the message names what differs.
     """
-    old, new = (_flat(spec.to_dict()) for spec in (experiment_of(path), experiment))
+    old, new = (flat(spec.to_dict()) for spec in (experiment_of(path), experiment))
     differing = [(key, (old[key], new[key])) for key in new if old[key] != new[key]]
     if not differing:
-        file, kept = _contents(experiment), root(path).get("target_file", "")
+        file, kept = target_file(experiment), root(path).get("target_file", "")
         if experiment.target.kind == "file" and file and kept not in ("", file):
             raise ValueError(
                 f"store {path} holds another study: what {experiment.target.path} holds has "
@@ -136,14 +128,6 @@ def match(experiment: Experiment, path: str | Path) -> None:
         elif _grows(new, old):
             advice = "it was extended; bwflow work goes on with it."
     raise ValueError(f"store {path} holds another study: {shown}; {advice}")
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
-    for key, value in data.items():
-        nested = isinstance(value, dict)
-        found |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return found
 
 
 def _grows(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -280,13 +264,13 @@ def _renew(path: Path, experiment: Experiment, attrs: Mapping[str, Any]) -> list
         except (ValueError, KeyError):  # damaged: from the spec then
             check_origin(path, attrs)
             file = experiment.target.kind == "file"
-            if file and _contents(experiment) != attrs["target_file"]:
+            if file and target_file(experiment) != attrs.get("target_file", ""):
                 raise ValueError(
                     f"store {path} has lost its target, and {experiment.target.path} is not there "
                     "or not what it was; bring that back to repair the store."
                 ) from None
             target = study.make_target(experiment.target, np.dtype(experiment.precision))
-        kept = {key: attrs[key] for key in ("versions", "x64", "platform", "target_file")}
+        kept = {key: attrs[key] for key in _BEGUN if key in attrs}  # the first stores lack some
         with store.scratch(path) as folder:
             template = folder / "template"
             _write_template(experiment, target, template, json.loads(attrs["chunks"]), kept)
@@ -296,11 +280,12 @@ def _renew(path: Path, experiment: Experiment, attrs: Mapping[str, Any]) -> list
 def settle(path: str | Path) -> Grid:
     """The grid of a store, after completing an extension that was interrupted."""
     path = store.check_store(path)
-    if (grid := _settled(path)) is None:
-        with alone(path, wait=True):
-            if (grid := _settled(path)) is None:
-                _renew(path, experiment_of(path), root(path))
-                grid = Grid.open(path)
+    with store.reading(path):
+        if (grid := _settled(path)) is None:
+            with alone(path, wait=True):
+                if (grid := _settled(path)) is None:
+                    _renew(path, experiment_of(path), root(path))
+                    grid = Grid.open(path)
     return grid
 
 
@@ -336,10 +321,13 @@ def repair(path: str | Path) -> tuple[list[str], list[Unit]]:
         damaged and cannot be made again as it was.
     """
     path = store.check_store(path)
-    root(path)  # refuses, before anything is written
+    if "chunks" not in root(path):  # refuses, before anything is written
+        raise ValueError(
+            f"store {path} was written whole and cannot be made anew in parts; a sweep's can."
+        )
     with alone(path):
         attrs = root(path)
-        _check_chunks(path, json.loads(attrs["chunks"]))
+        check_chunks(path, AXES, json.loads(attrs["chunks"]))
         found = [f"{name}: made anew" for name in _renew(path, experiment_of(path), attrs)]
         grid = Grid.open(path)
         damaged = grid.damaged()
@@ -348,25 +336,6 @@ def repair(path: str | Path) -> tuple[list[str], list[Unit]]:
             found.append(reason)
     clear(path)
     return found, [unit for _, unit in damaged]
-
-
-def _check_chunks(path: Path, told: Mapping[str, int]) -> None:
-    """Refuse a root by which all results would be unreadable, for they have other chunks."""
-    seen: dict[str, Counter[int]] = {}
-    for file in path.glob("*/zarr.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged
-            array = json.loads(file.read_text(encoding="utf-8"))
-            names, sizes = array["dimension_names"], array["chunk_grid"]["configuration"]
-            if names[: len(AXES)] == [*AXES]:
-                for name, size in zip(names, sizes["chunk_shape"], strict=True):
-                    seen.setdefault(name, Counter())[size] += 1
-    for name, sizes in seen.items():
-        [(size, _)] = sizes.most_common(1)
-        if max(1, told.get(name, 0)) != size:
-            raise store.DamagedStoreError(
-                f"store {path} cannot be repaired: zarr.json, by which it is known, tells of "
-                f"chunks of {told.get(name)} along {name}, and its results have those of {size}."
-            )
 
 
 def rerun(path: str | Path, **coordinates: Any) -> xr.Dataset:

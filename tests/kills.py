@@ -220,7 +220,7 @@ def descendants(pid):
     children = {}
     for entry in Path("/proc").glob("[0-9]*"):
         if found := _stat(int(entry.name)):
-            parent, started, _ = found
+            parent, started, *_ = found
             children.setdefault(parent, []).append((int(entry.name), started))
     found = [*children.get(pid, [])]
     for child, _ in found:
@@ -231,6 +231,14 @@ def descendants(pid):
 def workers(pid):
     """The spawned processes below one."""
     return [found for found in descendants(pid) if "spawn_main" in command_line(found[0])]
+
+
+def in_session(leader):
+    """The processes of the session that this one began, itself left out if it is gone."""
+    found = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+    return [
+        pid for pid in found if (told := _stat(pid)) and told[3] == leader and told[2] not in "ZX"
+    ]
 
 
 def alive(process):
@@ -253,14 +261,14 @@ def command_line(pid):
 
 
 def _stat(pid):
-    """Parent, start and state of a process; None if it is gone."""
+    """Parent, start, state and session of a process; None if it is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
     # The name in parentheses may hold anything, further parentheses too.
     state, parent, *rest = text.rpartition(")")[2].split()
-    return int(parent), rest[17], state
+    return int(parent), rest[17], state, int(rest[1])
 
 
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "open")

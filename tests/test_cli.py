@@ -450,6 +450,27 @@ def test_an_interrupt_ends_with_130(capsys, monkeypatch):
     assert capsys.readouterr().err == "bwflow: interrupted\n"
 
 
+_WHILE_IMPORTING = """\
+import importlib.abc, os, signal, sys, time
+
+class Signals(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "tyro":
+            os.kill(os.getpid(), signal.{name})
+            time.sleep(10)
+
+sys.meta_path.insert(0, Signals())
+from bwflow.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_while_the_command_is_imported_shows_no_traceback(folder, name):
+    done = process("-c", _WHILE_IMPORTING.format(name=name), folder=folder)
+    assert (done.returncode, done.stderr) == (130, "bwflow: interrupted\n")
+
+
 def process(*arguments, folder, **variables):
     environment = {
         name: value for name, value in os.environ.items() if name not in ("JAX_ENABLE_X64",)

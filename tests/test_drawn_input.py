@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import os
 import re
 import shutil
@@ -15,10 +14,11 @@ import numpy as np
 import pytest
 import tomli_w
 from commands import SPEC, enter
-from hypothesis import HealthCheck, event, example, given, settings
+from drawn import CHECKS, EXAMPLES, Large, called, drawn_figures, hostile, words
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
-from bwflow import cli, jobs, plan, store, stored, study
+from bwflow import jobs, plan, store, stored, study
 from bwflow.experiment import DescentSpec, Experiment, FlowSpec, NetworkSpec, TargetSpec
 
 pytestmark = pytest.mark.once
@@ -43,21 +43,6 @@ TINY = tomllib.loads(SPEC) | {
     "descent": {"num_steps": 4, "save_every": 2},
 }
 
-words = st.sampled_from(
-    ["", "x", "é", "nan", "-1", "1e3", "0x1", "True", "--", "-", " ", "\t", "a b", "\u2028", "1,2"]
-) | st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=5)
-hostile = st.one_of(
-    st.sampled_from(
-        [0, -1, 1, 2, 3, 8, 2**31 - 1, 2**31, 2**63, 10**30, True, False, [], {}, [[]], [1, 1]]
-    ),
-    st.sampled_from(
-        [float("nan"), float("inf"), -float("inf"), -0.0, 0.5, 1e-300, 1e300, 1e-30, 1e30, 5e-324]
-    ),
-    st.floats(),
-    st.integers(-(10**6), 10**6),
-    words,
-    st.lists(st.floats() | st.integers(-5, 5), max_size=3),
-)
 PLACES = """new|new/|a b/c|../new|x/../new|./new|results|é|.|..||/|spec.toml|spec.toml/x
 -new|../stores|../stores/plain|../stores/study|../shelf/good.npy|results/../../new|~|n.toml|%s"""
 paths = st.sampled_from([*PLACES.replace("\n", "|").split("|"), "a\nb", "x" * 300])
@@ -178,10 +163,6 @@ def command_lines(draw):
     return [draw(words | st.sampled_from(["swep", "completion", "--version"])), *options]
 
 
-class Large(BaseException):
-    """Raised in place of a run that would take long; the command is then let off."""
-
-
 def only_small(run):
     """`jobs.run`, for studies of one small program."""
 
@@ -222,17 +203,6 @@ def places(arguments):
             path = Path(arguments[1]).resolve()
             found.append(path.with_name(f"{path.name}-report"))
     return [place for place in found if place != Path.cwd() and place not in Path.cwd().parents]
-
-
-def called(arguments):
-    """Exit code and output of a command; None for a study that is too large for a test."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = cli.main(arguments)
-        except Large:
-            code = None
-    return code, out.getvalue(), err.getvalue()
 
 
 def check(library, text, arguments):
@@ -306,7 +276,10 @@ def _small(library, tmp_path, monkeypatch, as_installed):
     monkeypatch.setattr(jobs, "run", only_small(jobs.run))
 
 
-CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large]
+@pytest.fixture(autouse=True)
+def _figures(request):
+    with drawn_figures(request.node.name):
+        yield
 
 
 def drawn(count):
@@ -333,7 +306,7 @@ def test_drawn_input_runs_or_is_refused_in_one_line(library, text, arguments):
 
 
 @pytest.mark.slow
-@drawn(int(os.environ.get("BWFLOW_EXAMPLES", "2000")))
+@drawn(EXAMPLES or 2000)
 def test_much_drawn_input_runs_or_is_refused_in_one_line(library, text, arguments):
     check(library, text, arguments)
 

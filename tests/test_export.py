@@ -1,6 +1,8 @@
 """Stores as netCDF and Parquet files: what comes back, from unfinished stores too, or nothing."""
 
+import os
 import shutil
+import subprocess
 import sys
 import tracemalloc
 
@@ -204,6 +206,19 @@ def test_an_extended_store_gives_the_runs_that_it_had(copy, tmp_path):
 def test_one_store_gives_one_table(stores, tmp_path):
     first, second = (export.to_parquet(stores / "finished", tmp_path / name) for name in "ab")
     assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.slow
+def test_one_store_gives_one_netcdf_file_in_every_process(stores, tmp_path):
+    """Whatever the order of Python's sets."""
+    made = []
+    for seed in "12":
+        made.append(tmp_path / f"{seed}.nc")
+        command = ("-m", "bwflow", "export", stores / "finished", "--netcdf", made[-1])
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, *command], env=environment, check=True)
+    first, second = (file.read_bytes() for file in made)
+    assert first == second
 
 
 @BOTH

@@ -43,9 +43,8 @@ def contents(folder):
 
 
 def without_versions(ds):
-    return ds.drop_attrs(deep=False).assign_attrs(
-        {name: value for name, value in ds.attrs.items() if name != "versions"}
-    )
+    own = {name: x for name, x in ds.attrs.items() if name not in ("versions", "store_format")}
+    return ds.drop_attrs(deep=False).assign_attrs(own)
 
 
 def test_what_is_written_is_read(ds, tmp_path):
