@@ -111,11 +111,17 @@ class Point:
         try:
             return getattr(self.loss, attribute)
         except AttributeError:
+            kind = type(self.loss).__name__
             raise ValueError(
-                f"loss must offer `{attribute}` for this quantity; {type(self.loss).__name__} "
-                "does not. Use a loss of bwflow.losses, such as "
-                "bwflow.losses.BuresWasserstein(target, tau)."
+                f"loss must offer `{attribute}` for this quantity; {kind} does not. "
+                + _ADVICE.get(attribute, _ADVICE["target"])
             ) from None
+
+
+_ADVICE = {
+    "minimum": "Where the least loss is known say it: bwflow.until.gap(tolerance, minimum=0.0).",
+    "target": "bwflow.losses.BuresWasserstein(target, tau) and Frobenius do.",
+}
 
 
 def _numerical_rank(point: Point) -> Array:

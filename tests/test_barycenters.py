@@ -456,3 +456,20 @@ def test_the_objective_differentiates_as_a_minimum():
 def test_units_do_not_matter(exponent):
     found = covariance_of(array(EASY * 10.0**exponent))
     assert_close(found / 10.0**exponent, oracles.rounded(reference("easy")[0]), 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["barycenter", "median"])
+@pytest.mark.parametrize("entry", [(0, 0), (0, 1), (2, 2)])
+def test_reverse_mode_of_single_entries_agrees_with_forward_mode(kind, entry):
+    """Whatever direction the gradient comes from, the linear solve behind it ends."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(8, 5, 10))
+    C, V = (array(x + x.swapaxes(1, 2)) for x in (X @ X.swapaxes(1, 2), rng.normal(size=(8, 5, 5))))
+
+    def read(C):
+        if kind == "median":
+            return geometry.geometric_median(C, smoothing=0.1).covariance[entry]
+        return geometry.barycenter(C).covariance[entry]
+
+    slope = jax.jvp(read, (C,), (V,))[1]
+    assert_close(jnp.sum(jax.grad(read)(C) * V), slope, by_precision(1e-6, 2e-2) * (1 + abs(slope)))

@@ -102,7 +102,7 @@ def test_bounds_that_are_proved_hold(held):
 
 def test_a_run_that_is_too_slow_breaks_the_bounds(runs):
     slow = one(runs, 1)
-    slow = eqx.tree_at(lambda run: run.probes["loss"], slow, replace_fn=lambda L: L[0] + 0 * L)
+    slow = eqx.tree_at(lambda run: run.probes["loss"], slow, replace_fn=lambda L: L.at[:-1].set(L[0]))
     found = theory.compare(slow, TARGET, 0.05)
     assert not found.holds[2]
     assert not found.holds[0]
@@ -318,3 +318,18 @@ def test_assumptions_of_a_batch_are_those_of_its_starts():
         assert batch.near[i] == alone.near
     with pytest.raises(ValueError, match="one start"):
         batch.describe()
+
+
+def test_a_run_of_another_smoothing_or_loss_is_refused(as_installed):
+    target = bw.Target(jnp.diag(jnp.array([4.0, 1.0])))
+    run = bw.gradient_flow(
+        bw.losses.BuresWasserstein(target, 0.25),
+        (jnp.diag(jnp.array([1.9, 0.9])),),
+        times=jnp.array([0.0, 1.0]),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    assert theory.compare(run, target, 0.25).names
+    for tau, loss in ((0.6, "bures_wasserstein"), (0.0, "bures_wasserstein"), (0.25, "frobenius")):
+        with pytest.raises(ValueError, match="tau and loss must be those of the run"):
+            theory.compare(run, target, tau, loss=loss)

@@ -328,3 +328,29 @@ def test_bad_input_is_refused_by_name(case):
     call, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+HOLES = np.where(np.arange(12).reshape(3, 4) % 3 == 0, np.nan, np.arange(12.0).reshape(3, 4))
+
+
+def test_a_matrix_with_holes_is_its_other_entries():
+    loss = losses.Completion.from_matrix(array(HOLES))
+    rows, columns = np.nonzero(~np.isnan(HOLES))
+    same = losses.Completion(rows, columns, array(HOLES[rows, columns]), HOLES.shape)
+    W = Product(array(np.ones((3, 1))), array(np.ones((4, 1))))
+    assert loss(W) == same(W)
+    told = losses.Completion.from_matrix(np.nan_to_num(HOLES), observed=~np.isnan(HOLES))
+    assert told(W) == same(W)
+
+
+@pytest.mark.parametrize(
+    ("M", "observed", "message"),
+    [
+        (np.ones(3), None, r"M must be a real matrix"),
+        (np.full((2, 2), np.nan), None, "M must have an observed entry; got none"),
+        (np.ones((2, 2)), np.ones(2, bool), r"observed must have the shape of M; got \(2,\)"),
+    ],
+)
+def test_matrices_without_entries_are_refused(M, observed, message, as_installed):
+    with pytest.raises(ValueError, match=message):
+        losses.Completion.from_matrix(M, observed)

@@ -53,7 +53,8 @@ class Approximation(eqx.Module):
         if isinstance(W, Array):
             raise ValueError(
                 "W must be a bwflow.factors.Product: of a plain matrix this loss is one of W, and "
-                f"has no gradient in W W^T; got {_checks.shown(W)}."
+                "has no gradient in W W^T (spectral starts take rectangular=True); got "
+                f"{_checks.shown(W)}."
             )
         return lx.MatrixLinearOperator(self._residual(W))
 

@@ -14,7 +14,7 @@ from bwflow import _checks
 from bwflow._types import Scalar
 from bwflow.factors import Product, ProductPlusSparse
 from bwflow.linalg import frobenius_norm, positive_power, symmetrize
-from bwflow.operators import Entries, RankOne, Weighted, measured_matrix
+from bwflow.operators import RankOne, measured_matrix
 from bwflow.operators._arguments import check_operator, vector
 
 EndToEnd: TypeAlias = Array | Product | ProductPlusSparse
@@ -35,7 +35,7 @@ def measured(operator: Any, W: EndToEnd) -> Float[Array, " m"]:
     return operator(W, W)
 
 
-class _Measured(eqx.Module):
+class Measured(eqx.Module):
     """A convex function of `A(M)`."""
 
     operator: Any
@@ -90,7 +90,7 @@ class _Measured(eqx.Module):
         return lx.TaggedLinearOperator((slope + slope.transpose()) * half, lx.symmetric_tag)
 
 
-class Sensing(_Measured):
+class Sensing(Measured):
     """`1/2 ||A(M) - y||^2`, for measurements `y = A(M*) + noise`.
 
     Parameters
@@ -166,7 +166,7 @@ class Sensing(_Measured):
         return 2 * energy / self.y.size * freedom
 
 
-class OneBit(_Measured):
+class OneBit(Measured):
     """`mean_i [log(1 + e^{z_i}) - y_i z_i]` with `z = A(M)`: logistic regression on labels.
 
     `y_i` in `[0, 1]` is the label 0 or 1 that was drawn with probability `1 / (1 + e^{-z_i})`, or
@@ -214,7 +214,7 @@ class OneBit(_Measured):
         return frobenius_norm(self.covariance_gradient(W))
 
 
-class PhaseRetrieval(_Measured):
+class PhaseRetrieval(Measured):
     """`1/(2 m) sum_i (a_i^T M a_i - y_i)^2`: squared magnitudes `y_i = ||W*^T a_i||^2`.
 
     A convex function of `M`, unlike one of `W`.
@@ -259,71 +259,7 @@ class PhaseRetrieval(_Measured):
         return frobenius_norm(self.covariance_gradient(W))
 
 
-class Completion(_Measured):
-    """`1/(2 q) sum (M_ij - y_ij)^2` over the observed entries, `q` their share of all `n p`.
-
-    The share makes it about `||M - M*||^2 / 2`, of incoherent matrices and random entries.
-
-    Parameters
-    ----------
-    rows, columns
-        Indices of the observed entries.
-    y
-        Their values.
-    shape
-        `(n, p)`.
-
-    Raises
-    ------
-    ValueError
-        If the three do not have as many entries, or an index is outside the shape.
-
-    Notes
-    -----
-    Cost: `m r` for `m` observed entries; memory `(n + p) r + m`.
-
-    References
-    ----------
-    Tong, Ma and Chi (2021), arXiv 2005.08898.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> import bwflow as bw
-    >>> loss = bw.losses.Completion([0, 1], [0, 0], jnp.array([1.0, 2.0]), (2, 2))
-    >>> float(loss(jnp.eye(2)))
-    4.0
-    """
-
-    def __init__(self, rows: Any, columns: Any, y: ArrayLike, shape: tuple[int, int]):
-        super().__init__(Entries(rows, columns, shape), y)
-
-    @property
-    def observed(self) -> float:
-        """Share of the entries that are observed."""
-        n, p = self.operator.shape
-        return self.y.size / (n * p)
-
-    @property
-    def smoothness(self) -> Scalar | None:
-        """Lipschitz constant of the gradient in `M`: `1 / q` where no entry is observed twice.
-
-        Otherwise it is as many times that as the entry observed most often is. Cost: a sort.
-        """
-        return self._smoothness(1 / self.observed)
-
-    def _of_measurements(self, z: Array) -> Scalar:
-        return jnp.sum((z - self.y) ** 2) / (2 * self.observed)
-
-    def _sizes(self, z: Array) -> Array:
-        return (jnp.abs(z) + jnp.abs(self.y)) / self.observed
-
-    def error_scale(self, W: EndToEnd) -> Scalar:
-        """Root of the loss, near `||M - M*||` over the root of 2 for incoherent matrices."""
-        return positive_power(self(W), 0.5)
-
-
-class AbsoluteSensing(_Measured):
+class AbsoluteSensing(Measured):
     """`sum_i |z_i - y_i|` with `z = A(M)`, which outliers among the measurements do not move.
 
     Not smooth: the gradient is that of a sign, 0 at 0. Take Polyak's step
@@ -354,34 +290,3 @@ class AbsoluteSensing(_Measured):
 
     def _sizes(self, z: Array) -> Array:
         return jnp.ones_like(z)
-
-
-def weighted(loss: Sensing | Completion, weights: ArrayLike) -> Sensing:
-    """`1/2 sum_i w_i (<A_i, M> - y_i)^2`, for the measurements of a loss of squares.
-
-    Of a `Completion` it is that divided by the observed share, as its loss is.
-
-    Parameters
-    ----------
-    loss
-        `Sensing` or `Completion`; a `noise_energy` is dropped.
-    weights
-        `w_i`, one for each measurement, not negative.
-
-    Raises
-    ------
-    ValueError
-        If the loss is another, or the weights are not as many finite numbers of at least 0.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> import bwflow as bw
-    >>> loss = bw.losses.Completion([0, 1], [0, 0], jnp.array([1.0, 2.0]), (2, 2))
-    >>> float(bw.losses.weighted(loss, jnp.array([1.0, 0.5]))(jnp.eye(2)))
-    2.0
-    """
-    _checks.instance("loss", loss, (Sensing, Completion), "one of squares, Sensing or Completion")
-    share = loss.observed if isinstance(loss, Completion) else 1.0
-    operator = Weighted(loss.operator, jnp.asarray(weights) / share)
-    return Sensing(operator, positive_power(operator.weights, 0.5).astype(loss.y.dtype) * loss.y)

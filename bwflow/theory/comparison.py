@@ -12,9 +12,11 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from bwflow import _checks
 from bwflow._minima import Discrepancy
 from bwflow._trajectory import RESULTS, Trajectory
+from bwflow.bures import smoothed_bures
 from bwflow.covariances import Target
-from bwflow.factors import widths
+from bwflow.factors import end_to_end, widths
 from bwflow.linalg import full_precision
+from bwflow.losses import frobenius
 from bwflow.theory._arguments import dtype_of, root
 from bwflow.theory.assumptions import check_rows, is_balanced
 from bwflow.theory.bounds import pl_constant, published_rate
@@ -119,7 +121,8 @@ def compare(
     ------
     ValueError
         If the run has no probe `"loss"`, its parameters are no layers that fit the target, the step
-        size is missing or superfluous, or an argument is not of its kind.
+        size is missing or superfluous, an argument is not of its kind, or the loss recorded last is
+        not that of `tau` and `loss` at the final factors.
 
     Notes
     -----
@@ -176,7 +179,26 @@ def compare(
         if loss == "frobenius":
             raise ValueError("loss must be 'bures_wasserstein' for a descent; got 'frobenius'.")
         step_size = _checks.scalar("step_size", step_size, dtype, positive=True)
+    _check_loss(trajectory, target, tau, loss)
     return _compare(trajectory, target, tau, step_size, loss)
+
+
+def _check_loss(run: Trajectory, target: Target, tau: ArrayLike, loss: Discrepancy) -> None:
+    """Refuse a run of another loss, or of another smoothing, than the one that is named."""
+    recorded = run.probes["loss"][-1]
+    leaves = jax.tree.leaves((recorded, tau, target, run.factors, run.result))
+    if not all(map(_checks.is_concrete, leaves)) or run.result != RESULTS.successful:
+        return
+    function = smoothed_bures if loss == "bures_wasserstein" else frobenius
+    found = function(end_to_end(tuple(run.factors)), target, tau=tau)
+    lam = target.eigenvalues
+    size = float(jnp.sum(lam) if loss == "bures_wasserstein" else jnp.sum(lam**2))
+    slack = float(jnp.sqrt(jnp.finfo(recorded.dtype).eps)) * (size + float(recorded))
+    if abs(float(found) - float(recorded)) > slack:
+        raise ValueError(
+            f"tau and loss must be those of the run: at its final factors {loss} with "
+            f"tau = {np.asarray(tau):g} is {float(found):.6g}; {float(recorded):.6g} was recorded."
+        )
 
 
 @partial(jax.jit, static_argnums=4)
