@@ -194,7 +194,9 @@ def _description(grid: Grid) -> xr.Dataset:
 
 def _write_description(ds: xr.Dataset, file: Path) -> None:
     # A store's variables come in an order that differs from process to process.
-    values, coords = ({n: ds.variables[n] for n in sorted(x)} for x in (ds.data_vars, ds.coords))
+    values, coords = (
+        {n: ds.variables[n] for n in sorted(x, key=str)} for x in (ds.data_vars, ds.coords)
+    )
     ds = xr.Dataset(values, coords, ds.attrs)
     # HDF5 has no numpy strings of variable length; it has Python's.
     texts = {name: v.astype(object) for name, v in ds.coords.items() if v.dtype.kind == "T"}
