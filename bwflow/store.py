@@ -192,7 +192,13 @@ def open(path: str | Path) -> xr.Dataset:
         If there is no Zarr store at `path`, it has the format of a later bwflow, or is damaged.
     """
     path = check_store(path)
-    check_arrays(path)
+    with damage(path):
+        group = zarr.open_group(LocalStore(path, read_only=True), mode="r")
+    # One by one: read all at once, as below, those that are damaged beside the first are told of at
+    # the end of the process, with tracebacks.
+    for name in array_names(path):
+        with damage(path, name):
+            group[name]
     with damage(path):
         return xr.open_zarr(LocalStore(path, read_only=True), consolidated=False, chunks=None)
 
@@ -241,21 +247,21 @@ def reading(path: Path) -> Iterator[None]:
         raise DamagedStoreError(_told(path, "", reason)) from error
 
 
-def check_arrays(path: Path) -> None:
-    """Refuse a store in which the description of an array is damaged, or missing beside its chunks.
+def array_names(path: Path) -> list[str]:
+    """Names of the arrays of a store; one that has chunks and no description is refused.
 
-    Zarr reads all of them at once, and would leave out what is missing, and tell of all that is
-    damaged but the first at the end of the process, with a traceback.
+    Zarr would leave it out.
     """
     with damage(path):
-        group = zarr.open_group(LocalStore(path, read_only=True), mode="r")
         folders = sorted(path.iterdir())
+    names = []
     for folder in folders:
         with damage(path, folder.name):
             if (file := folder / "zarr.json").is_file():
-                group[folder.name]
+                names.append(folder.name)
             elif (folder / "c").exists() or file.is_symlink() or file.exists():
                 raise FileNotFoundError(f"{file} is missing")
+    return names
 
 
 def place(path: str | Path) -> Path:

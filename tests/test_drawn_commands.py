@@ -298,7 +298,7 @@ def tried(few):
 
 
 @pytest.mark.slow
-@tried(200)
+@tried(60)
 @given(data=spec_files())
 @example(data=b"\xff\xfe")
 @example(data=b"a = " + b"[" * 10**4)
@@ -310,7 +310,7 @@ def test_any_bytes_are_a_spec_or_are_refused(library, data):
 
 
 @pytest.mark.slow
-@tried(200)
+@tried(60)
 @given(arguments=command_lines())
 def test_any_arguments_are_heeded_or_refused(library, arguments):
     with desk(library, arguments):
@@ -318,7 +318,7 @@ def test_any_arguments_are_heeded_or_refused(library, arguments):
 
 
 @pytest.mark.slow
-@tried(200)
+@tried(60)
 @given(
     name=st.sampled_from(["finished", "finished", "finished", "unfinished", "whole", "plain"]),
     done=st.lists(damages(), min_size=1, max_size=3),
