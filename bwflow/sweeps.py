@@ -20,8 +20,10 @@ from bwflow._trajectory import OUTCOMES, Trajectory
 LARGEST_CHUNK = 256  # runs, where only the memory bounds a chunk
 _LARGEST_OF_GROUPS = 4096  # likewise, of runs that do not all wait for each other
 COUNTS = ("num_steps", "num_accepted", "num_rejected", "reason")  # of every run
-_RESERVED = ("hit", *COUNTS, "success", "done", "group")
-_RESERVED += ("time", "step", "save")
+_RESERVED = ("hit", *COUNTS, "success", "done", "group", "time", "step", "save")
+_STATIC = (
+    "What sets shapes or is decided in Python, such as a depth, goes under static, not traced."
+)
 _LABELS = {
     "time": {"long_name": "time of the gradient flow", "units": "1 / covariance^((N-1)/N)"},
     "step": {"long_name": "number of updates", "units": "1"},
@@ -133,16 +135,15 @@ def sweep(
     traced = {name: _numbers(name, values) for name, values in traced.items()}
     _check_axes(static, traced)
     axes = dict.fromkeys([*static, *traced])
-    _checks.function("experiment", experiment, f"the keywords {', '.join(axes)}")
-    _checks.takes("experiment", experiment, f"the keywords {', '.join(axes)}", **axes)
+    keywords = f"the keywords {', '.join(axes)}"
+    _checks.function("experiment", experiment, keywords)
+    _checks.takes("experiment", experiment, keywords, **axes)
     _check_memory(memory_limit)
-    if batch_size is not None:
-        batch_size = _checks.positive_int("batch_size", batch_size)
+    batch_size = None if batch_size is None else _checks.positive_int("batch_size", batch_size)
     group_size = _checked_groups(group_size, difficulty, axes)
     grid = [axis.ravel() for axis in np.meshgrid(*traced.values(), indexing="ij")]
     combinations = list(itertools.product(*static.values()))
-    results, sizes = [], []
-    largest = _LARGEST_OF_GROUPS if group_size else LARGEST_CHUNK
+    results, sizes, largest = [], [], _LARGEST_OF_GROUPS if group_size else LARGEST_CHUNK
     chunks = math.ceil(grid[0].size / (batch_size or largest)) * len(combinations)
     with tqdm(total=chunks, unit="chunk", disable=not progress) as bar:
         for values in combinations:
@@ -150,7 +151,11 @@ def sweep(
             bar.set_description(", ".join(f"{k}={v}" for k, v in fixed.items()) or "sweep")
 
             def run(*numbers, fixed=fixed):
-                trajectory = experiment(**fixed, **dict(zip(traced, numbers, strict=True)))
+                try:
+                    trajectory = experiment(**fixed, **dict(zip(traced, numbers, strict=True)))
+                except TypeError as error:
+                    error.add_note(_STATIC)
+                    raise
                 if not isinstance(trajectory, Trajectory):
                     kind = type(trajectory).__name__
                     raise ValueError(f"experiment must return a bwflow.Trajectory; got {kind}.")

@@ -102,7 +102,9 @@ def test_bounds_that_are_proved_hold(held):
 
 def test_a_run_that_is_too_slow_breaks_the_bounds(runs):
     slow = one(runs, 1)
-    slow = eqx.tree_at(lambda run: run.probes["loss"], slow, replace_fn=lambda L: L.at[:-1].set(L[0]))
+    slow = eqx.tree_at(
+        lambda run: run.probes["loss"], slow, replace_fn=lambda L: L.at[:-1].set(L[0])
+    )
     found = theory.compare(slow, TARGET, 0.05)
     assert not found.holds[2]
     assert not found.holds[0]

@@ -589,3 +589,11 @@ def test_values_are_not_looked_at_under_a_trace():
     positive = initializers.gaussian(0.5)(KEY, (3, 3))[0]
     negative = jax.jit(lambda std: initializers.gaussian(std)(KEY, (3, 3))[0])(-0.5)
     assert_close(negative, -positive, 4 * EPS)
+
+
+def test_a_forgotten_key_and_forgotten_widths_are_named(as_installed):
+    for start in (initializers.balanced(), initializers.gaussian(), initializers.low_rank(1)):
+        with pytest.raises(ValueError, match=r"key must be one random key.*got \(4, 4, 4\)"):
+            start((4, 4, 4))
+        with pytest.raises(ValueError, match="widths must have at least two entries"):
+            start(jax.random.key(0))

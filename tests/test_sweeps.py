@@ -348,3 +348,14 @@ def test_a_sweep_is_a_dataset_that_selects_by_value(ds):
     assert isinstance(ds, xr.Dataset)
     picked = ds["loss"].sel(dynamics="descent", depth=3, seed=1)
     assert np.array_equal(picked.values, ds["loss"].values[1, 2, :, 1])
+
+
+def test_a_depth_among_the_traced_axes_is_told_to_be_static():
+    def experiment(*, depth):
+        start = bw.initializers.balanced()(jax.random.key(0), (2,) * (depth + 1))
+        loss = bw.losses.Approximation(jnp.eye(2))
+        return bw.gradient_descent(loss, start, optax.sgd(0.1), num_steps=1)
+
+    with pytest.raises(TypeError) as caught:
+        bw.sweep(experiment, traced={"depth": [1, 2]}, progress=False)
+    assert "such as a depth, goes under static" in "".join(caught.value.__notes__)

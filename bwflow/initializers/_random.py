@@ -156,7 +156,9 @@ def layout(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike) -> tuple[
 def _independent(draw: Callable[..., Array]) -> Initializer:
     """Layers drawn one by one, each with a key of its own."""
 
-    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
+    def initialize(
+        key: PRNGKeyArray, widths: Sequence[int] = (), dtype: DTypeLike = float
+    ) -> Factors:
         widths, dtype = layout(key, widths, dtype)
         keys = jax.random.split(key, len(widths) - 1)
         shapes = zip(widths[1:], widths, strict=False)

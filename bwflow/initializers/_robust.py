@@ -82,7 +82,7 @@ def low_rank_plus_sparse(
     excess = _checks.scalar("excess", excess, float, minimum=1.0)
     num_steps = _checks.positive_int("num_steps", num_steps)
 
-    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Any:
+    def initialize(key: PRNGKeyArray, widths: Sequence[int] = (), dtype: DTypeLike = float) -> Any:
         widths, dtype = layout(key, widths, dtype)
         p, r, n = of_a_pair(widths)
         sparsity.threshold(jnp.zeros((n, p), dtype))  # refuses bounds that do not fit

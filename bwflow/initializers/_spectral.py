@@ -84,7 +84,9 @@ def spectral(
     check_offers_gradient(loss)
     scale = None if scale is None else magnitude("scale", scale)
 
-    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
+    def initialize(
+        key: PRNGKeyArray, widths: Sequence[int] = (), dtype: DTypeLike = float
+    ) -> Factors:
         widths, dtype = layout(key, widths, dtype)
         p, r, n = of_a_pair(widths) if rectangular else (widths[-1], min(widths), widths[-1])
         c = None if scale is None else jnp.asarray(scale, dtype)
@@ -155,7 +157,9 @@ def nystrom(target: Any, std: ArrayLike = 1.0, rectangular: bool = False) -> Ini
         raise ValueError(f"target must be square, or rectangular=True be given; got shape {shape}.")
     std = magnitude("std", std)
 
-    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
+    def initialize(
+        key: PRNGKeyArray, widths: Sequence[int] = (), dtype: DTypeLike = float
+    ) -> Factors:
         widths, dtype = layout(key, widths, dtype)
         p, r, n = of_a_pair(widths) if rectangular else (shape[1], widths[0], widths[-1])
         if (n, p) != shape:
@@ -213,7 +217,9 @@ def nora(W0: ArrayLike, sigma: ArrayLike = 0.02, *, alpha: ArrayLike | None = No
     if alpha is not None:
         _checks.scalar("alpha", alpha, float, positive=True)
 
-    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
+    def initialize(
+        key: PRNGKeyArray, widths: Sequence[int] = (), dtype: DTypeLike = float
+    ) -> Factors:
         widths, dtype = layout(key, widths, dtype)
         p, r, n = of_a_pair(widths)
         if (n, p) != W0.shape:

@@ -129,7 +129,9 @@ def near_target(target: Target, *, radius: ArrayLike = 0.5, tau: ArrayLike = 0.0
     _checks.instance("target", target, Target, "a bwflow.Target")
     radius, tau = magnitude("radius", radius), magnitude("tau", tau)
 
-    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
+    def initialize(
+        key: PRNGKeyArray, widths: Sequence[int] = (), dtype: DTypeLike = float
+    ) -> Factors:
         widths, dtype = layout(key, widths, dtype)
         n, p, r = widths[-1], widths[0], min(widths)
         if n != target.dim:
@@ -196,7 +198,9 @@ def _resplit(
     scale, floor = magnitude("scale", scale), magnitude("min_singular_value", floor)
     bound = None if rank is None else _checks.positive_int("rank", rank)
 
-    def initialize(key: PRNGKeyArray, widths: Sequence[int], dtype: DTypeLike = float) -> Factors:
+    def initialize(
+        key: PRNGKeyArray, widths: Sequence[int] = (), dtype: DTypeLike = float
+    ) -> Factors:
         widths, dtype = layout(key, widths, dtype)
         W = end_to_end(inner(key, through(widths), dtype))
         r = min(widths) if bound is None else min(bound, *widths)
