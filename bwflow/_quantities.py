@@ -261,10 +261,10 @@ QUANTITIES = {
         "1",
         "cosines of target eigenvectors (rows) and left singular vectors of W (columns)",
     ),
+    "covariance": Quantity(_covariance, ("row", "column"), "covariance", "W W^T"),
     "eigenvalue_errors": Quantity(
         _eigenvalue_errors, ("rank",), "covariance", "eigenvalues of W W^T minus the optimal ones"
     ),
-    "covariance": Quantity(_covariance, ("row", "column"), "covariance", "W W^T"),
     "residual": Quantity(_residual, (), "covariance", "Frobenius norm of W W^T + tau I - Sigma0"),
     "distance_frobenius": Quantity(
         _distance_frobenius, (), "covariance", "Frobenius distance of W W^T to the optimum"

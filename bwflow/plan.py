@@ -106,7 +106,7 @@ def _bytes_of_run(
         descent, states = experiment.descent, 2
         records, copies = 1 + math.ceil(descent.updates / descent.save_every), 2  # joined at last
     number = 8 if experiment.precision == "float64" else 4
-    sizes = {"rank": min(n, widths[0]), "layer": depth - 1, "eigenvector": n}
+    sizes = {"rank": min(n, widths[0]), "layer": depth - 1, "eigenvector": n, "row": n, "column": n}
     record = sum(math.prod(sizes[d] for d in QUANTITIES[name].dims) for name in experiment.probe)
     kept = number * records * record
     return number * (10 * n * n + states * params) + copies * kept, kept

@@ -264,7 +264,7 @@ def test_any_structure_may_be_a_static_axis():
     """Widths are no numbers: their text is the coordinate. Probes of people have numbered axes."""
 
     def probe(loss, factors):
-        return {"covariance": bw.end_to_end(factors) @ bw.end_to_end(factors).T}
+        return {"product": bw.end_to_end(factors) @ bw.end_to_end(factors).T}
 
     widths = [(3, 3), (3, 2, 3)]
     ds = bw.sweep(
@@ -274,9 +274,9 @@ def test_any_structure_may_be_a_static_axis():
         progress=False,
     )
     assert ds["widths"].values.tolist() == ["(3, 3)", "(3, 2, 3)"]
-    assert ds["covariance"].dims == ("widths", "rate", "save", "covariance_1", "covariance_2")
+    assert ds["product"].dims == ("widths", "rate", "save", "product_1", "product_2")
     start = np.asarray(bw.end_to_end(BALANCED(jax.random.key(0), (3, 2, 3))))
-    found = ds["covariance"].sel(widths="(3, 2, 3)").isel(save=0)
+    found = ds["product"].sel(widths="(3, 2, 3)").isel(save=0)
     assert_close(found, np.stack([start @ start.T] * 2), ROUNDING)
 
 

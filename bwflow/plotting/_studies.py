@@ -46,6 +46,7 @@ def gap_bands(
         different times; if `ax` is none of matplotlib's.
     """
     _checks.instance("ds", ds, xr.Dataset, "an xarray.Dataset, as bwflow.sweep returns it")
+    _checks.instance("ax", ax, (Axes, type(None)), "an Axes of matplotlib or None")
     for name in ("loss", "gap"):
         if name not in ds or set(ds[name].dims) != {"seed", "save"}:
             found = ds[name].dims if name in ds else "none"
