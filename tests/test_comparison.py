@@ -322,6 +322,7 @@ def test_assumptions_of_a_batch_are_those_of_its_starts():
         batch.describe()
 
 
+@pytest.mark.float64
 def test_a_run_of_another_smoothing_or_loss_is_refused(as_installed):
     target = bw.Target(jnp.diag(jnp.array([4.0, 1.0])))
     run = bw.gradient_flow(
