@@ -8,7 +8,6 @@ import numpy as np
 import xarray as xr
 from jaxtyping import ArrayLike
 from matplotlib.axes import Axes
-from scipy import stats
 
 from bwflow import _checks, statistics
 from bwflow.plotting import _style
@@ -165,6 +164,8 @@ def _draw_survival(
     label: str | None,
 ) -> None:
     """The curve, its band, and a stroke for each time at which runs are censored."""
+    from scipy import stats  # takes longer than all else that pictures import
+
     curve = stats.ecdf(stats.CensoredData(t[arrived], right=t[~arrived])).sf
     x = np.concatenate([[min(first, t.min())], curve.quantiles])
     y = np.concatenate([[1.0], curve.probabilities])
@@ -248,7 +249,7 @@ def phases(
         ink = "black" if not np.isfinite(number) or dark[row, column] > 0.5 else "white"
         ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, fontsize=8)
     for axis, name in ((ax.xaxis, x), (ax.yaxis, y)):
-        labels = [f"{v:g}" if isinstance(v, float) else str(v) for v in ds[name].values.tolist()]
+        labels = _texts(ds[name])
         axis.set_ticks(np.arange(len(labels)) + 0.5, labels)
     ax.figure.colorbar(mesh, ax=ax, label=_STATISTICS.get(value, value))
     ax.set(xlabel=x, ylabel=y)
@@ -301,8 +302,12 @@ def _parts(data: _Data, by: str | None) -> list[tuple[str | None, _Data]]:
     """The data of each value of an axis, with its label; of none, all of them."""
     if by is None:
         return [(None, data)]
-    values = np.asarray(data[by]).tolist()
-    return [(f"{v:g}" if isinstance(v, float) else str(v), data.sel({by: v})) for v in values]
+    return [(text, data.isel({by: i})) for i, text in enumerate(_texts(data.coords[by]))]
+
+
+def _texts(values: xr.DataArray) -> list[str]:
+    """The values of an axis as labels."""
+    return [f"{v:g}" if isinstance(v, float) else str(v) for v in np.asarray(values).tolist()]
 
 
 def _label(variable: xr.DataArray) -> str:
