@@ -1,5 +1,7 @@
 """Runs of the library held against bounds that are derived again here."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -179,6 +181,13 @@ def test_a_narrow_network_has_no_rate():
     assert_close(found.bounds[1:], np.full((3, TIMES.size), found.loss[0]), 1e-15)
     assert np.all(found.holds[1:])
     assert found.loss[-1] > 0.3
+    assert found.valid.tolist() == [False, True, True, True]
+    assert found.informative.tolist() == [True, False, False, False]
+    assert str(found).splitlines()[:3] == [
+        "bound                        proved  informative  holds",
+        f"published                    no      yes          {'yes' if found.holds[0] else 'no'}",
+        "published, corrected margin  yes     no           yes",
+    ]
 
 
 @pytest.mark.once
@@ -247,8 +256,16 @@ def test_dataset_has_the_bounds_along_dimensions(runs, held):
     assert_close(single.time, TIMES, 0.0)
     several = held.to_dataset()
     assert several.bounds.dims == ("run", "bound", "save")
-    assert several.holds.dims == ("run", "bound")
+    assert several.holds.dims == several.informative.dims == ("run", "bound")
     assert_close(several.loss, held.loss, 0.0)
+
+
+def test_a_batch_is_printed_by_how_many_runs(held):
+    lines = str(held).splitlines()
+    assert [line[:28].strip() for line in lines] == ["bound", *NAMES]
+    for i, line in enumerate(lines[1:]):
+        counts = (held.valid[:, i], held.informative[:, i], held.holds[:, i])
+        assert re.findall(r"\d+ of \d+", line) == [f"{int(x.sum())} of {x.size}" for x in counts]
 
 
 @pytest.mark.once

@@ -72,9 +72,11 @@ def gap(
     index = len(ax.lines)
     _style.line_or_band(ax, records.clock, values, index=index, label=label or name)
     if bounds is not None:
-        rows = zip(bounds.names, np.asarray(bounds.bounds), np.asarray(bounds.valid), strict=True)
-        for k, (bound, row, proved) in enumerate(rows, index + 1):
-            text = bound if proved else f"{bound} (not proved here)"
+        said = np.where(bounds.informative, "", " (says nothing here)")
+        said = np.where(bounds.valid, said, " (not proved here)")
+        rows = zip(bounds.names, np.asarray(bounds.bounds), bounds.valid, said, strict=True)
+        for k, (bound, row, proved, words) in enumerate(rows, index + 1):
+            text = f"{bound}{words}"
             kind = {"linestyle": "--" if proved else ":", "linewidth": 1.2}
             ax.plot(np.asarray(bounds.times), row, label=text, color=_style.colour(k), **kind)
     if bounds is not None or label is not None:

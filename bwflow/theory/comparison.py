@@ -25,7 +25,7 @@ from bwflow.theory.steps import descent_factor
 
 
 class Comparison(eqx.Module):
-    """A run beside its bounds.
+    """A run beside its bounds; `print` says of each what `to_dataset` holds.
 
     Attributes
     ----------
@@ -58,6 +58,22 @@ class Comparison(eqx.Module):
     names: tuple[str, ...] = eqx.field(static=True)
     clock: Literal["time", "step"] = eqx.field(static=True)
 
+    @property
+    def informative(self) -> Bool[Array, "*batch bound"]:
+        """Whether the bound comes below the first loss; a rate of 0 is proved of every run."""
+        return jnp.any(self.bounds < self.loss[..., None, :1], axis=-1)
+
+    def __str__(self) -> str:
+        verdicts = {"proved": self.valid, "informative": self.informative, "holds": self.holds}
+        if not _checks.is_concrete(self.bounds):
+            return repr(self)
+        rows = [["bound", *verdicts]]
+        for i, name in enumerate(self.names):
+            rows.append([name, *(_counted(x[..., i]) for x in verdicts.values())])
+        lengths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(map(str.ljust, row, lengths)) for row in rows)
+        return "\n".join(map(str.rstrip, lines))
+
     def to_dataset(self) -> Any:
         """As an `xarray.Dataset` with dimensions `bound` and `save`, after `run` for a batch."""
         import xarray as xr
@@ -68,6 +84,7 @@ class Comparison(eqx.Module):
             "loss": (*batch, "save"),
             "bounds": (*batch, "bound", "save"),
             "valid": (*batch, "bound"),
+            "informative": (*batch, "bound"),
             "holds": (*batch, "bound"),
             "tightest": (*batch, "save"),
         }
@@ -75,6 +92,13 @@ class Comparison(eqx.Module):
         times = np.asarray(self.times)
         axes = dims["loss"] if times.ndim == self.loss.ndim else ("save",)
         return xr.Dataset(data, {"bound": list(self.names), self.clock: (axes, times)})
+
+
+def _counted(verdicts: Array) -> str:
+    """Of one run yes or no, of a batch how many."""
+    if verdicts.ndim == 0:
+        return "yes" if verdicts else "no"
+    return f"{int(jnp.sum(verdicts))} of {verdicts.size}"
 
 
 def compare(
@@ -115,7 +139,8 @@ def compare(
     Returns
     -------
     Comparison
-        `times`, `loss`, `bounds`, `names`, `valid`, `holds`, `tightest`; `to_dataset()`.
+        `times`, `loss`, `bounds`, `names`, `valid`, `informative`, `holds`, `tightest`;
+        `to_dataset()`.
 
     Raises
     ------
@@ -126,9 +151,10 @@ def compare(
 
     Notes
     -----
-    All are bounds by `L0`, at least, where the margin is 0, as it is for a width below `n`. Rates
-    are proved for one and two layers, for more if they are balanced, and `"along the run"` for
-    balanced ones: singular values of a layer move no further than the layer,
+    Where the margin is 0, as it is for a width below `n`, all are bounds by `L0`, which say
+    nothing: such a one is proved, holds, and is not `informative`. Rates are proved for one and
+    two layers, for more if they are balanced, and `"along the run"` for balanced ones: singular
+    values of a layer move no further than the layer,
     `sum_j (path of W_j)^2 <= d D`. That of a descent is proved for one layer and `step_size <= 1`.
     The imbalance of a flow is constant: it is judged at the end, with the tolerance of
     `Assumptions`. After `until` was met bounds stay as the run does. Cost: as many evaluations of
