@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import bwflow as bw
 
@@ -30,6 +31,12 @@ def golden_target(case):
 def cases(kind):
     """Golden cases of a kind, as pytest parameters with their names."""
     return {"argvalues": GOLDEN[kind], "ids": [case["id"] for case in GOLDEN[kind]]}
+
+
+def first(count, cases):
+    """Cases as pytest parameters; those after the first `count` run with the slow tests."""
+    cases = list(cases)
+    return [*cases[:count], *(pytest.param(case, marks=pytest.mark.slow) for case in cases[count:])]
 
 
 def by_precision(float64, float32):

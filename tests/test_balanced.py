@@ -209,6 +209,7 @@ def test_depths_share_one_program(compilations):
 
 
 @pytest.mark.float64
+@pytest.mark.slow
 def test_derivatives_in_the_depth_and_the_start_match_differences():
     W = array(FULL * np.array([1.0, 0.8, 1.0]))
     Z = array(RNG.normal(size=(N, P)))

@@ -263,10 +263,8 @@ ESTIMATED = {
 
 
 @pytest.mark.parametrize("dynamics", ["flow", "descent"])
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=[pytest.mark.slow] * (case != "small")) for case in ESTIMATED],
-)
+@pytest.mark.parametrize("case", ESTIMATED)
+@pytest.mark.slow
 def test_a_plan_is_right_about_memory(case, dynamics, monkeypatch):
     """Within a factor of 1.5 of what the compiled program takes, and of what the records are."""
     spec = Experiment(

@@ -297,7 +297,7 @@ def drawn(count):
 whole = tomli_w.dumps(TINY).encode()
 
 
-@drawn(100)
+@drawn(40)
 @example(text=whole, arguments=["sweep", "spec.toml", "--no-progress"])
 @example(text=whole, arguments=["sweep", "spec.toml", "--no-progress", "--dynamics", "flow"])
 @example(text=whole, arguments=["report", "../stores/study", "--out", "a b/c/"])

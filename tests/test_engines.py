@@ -152,6 +152,7 @@ def test_local_processes_stay_on_their_share():
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no signals on this platform")
 @pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.slow
 def test_local_processes_end_when_one_dies_with_the_lock_of_the_queue(victim, tmp_path):
     """One of two idle processes has the lock; which, cannot be seen."""
     with jobs._local_processes(2) as pool:
@@ -323,6 +324,7 @@ def test_a_process_in_the_other_precision_writes_the_same_bytes(tmp_path, precis
     assert studies.arrays(here)["loss"].dtype == precision
 
 
+@pytest.mark.slow
 def test_threads_keep_the_precision_of_the_study(tmp_path):
     """Also where it is not that of the process."""
     spec = small(precision=OTHER)

@@ -457,6 +457,7 @@ def test_leading_dimensions_broadcast():
 
 
 @pytest.mark.parametrize("other", ["one", "as many"])
+@pytest.mark.slow
 def test_a_large_batch_is_that_of_its_parts(other):
     n, count = 16, cached() // 16**2 + 45
     distance = jax.jit(bw.bures_wasserstein)

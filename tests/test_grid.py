@@ -35,6 +35,7 @@ def template(tmp_path_factory):
 # Writing
 
 
+@pytest.mark.slow
 def test_a_unit_whose_writing_was_interrupted_anywhere_is_done_again(
     template, reference, tmp_path, monkeypatch
 ):

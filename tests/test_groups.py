@@ -163,6 +163,7 @@ def test_a_run_that_fails_changes_no_bit_of_any_group():
     assert failing["group"].values.tolist() == [0, 2, 0, 1, 1]
 
 
+@pytest.mark.slow
 def test_flows_in_groups_are_those_of_runs_alone():
     def run(*, tau, seed):
         return bw.gradient_flow(

@@ -200,6 +200,7 @@ def test_a_flow_that_fails_keeps_the_record_of_its_start(computed, reason):
 
 
 @DYNAMICS
+@pytest.mark.slow
 def test_an_extension_keeps_the_bits_of_a_run_that_failed(tmp_path, monkeypatch, dynamics):
     """It was alone in its chunk, and then has a run beside it that arrives."""
     reason = {"descent": "nonfinite", "flow": "max_steps_reached"}[dynamics]

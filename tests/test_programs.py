@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from covariance_oracles import covariance, factor
-from helpers import array, assert_close
+from helpers import array, assert_close, first
 from programs import computations, unordered_decompositions
 
 import bwflow as bw
@@ -85,19 +85,19 @@ VALUES = FUNCTIONS | {
 }
 
 
-@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("name", first(5, VALUES))
 def test_no_two_decompositions_of_a_value_are_computed_side_by_side(name):
     function, given = VALUES[name]
     assert unordered_decompositions(function, *given) == []
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", first(5, FUNCTIONS))
 def test_no_two_decompositions_of_a_gradient_are_computed_side_by_side(name):
     function, given = FUNCTIONS[name]
     assert unordered_decompositions(gradient(function, len(given)), *given) == []
 
 
-@pytest.mark.parametrize("name", ["distance", "geodesic", "barycenter", "log of factors"])
+@pytest.mark.parametrize("name", first(1, ["distance", "geodesic", "barycenter", "log of factors"]))
 def test_no_two_decompositions_of_a_second_derivative_are_computed_side_by_side(name):
     function, given = FUNCTIONS[name]
 

@@ -45,6 +45,7 @@ def test_all_measurements_are_right_and_most_are_random():
 
 @pytest.mark.float64
 @pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.slow
 def test_descents_from_the_spectral_start_end_in_a_bad_local_minimum(rank):
     """Gradient zero, Hessian positive but along rotations, and far from the truth."""
     for seed in range(3):
@@ -104,6 +105,7 @@ def test_reweighting_recovers_and_its_radius_is_a_bound(n, rank, count):
 
 
 @pytest.mark.float64
+@pytest.mark.slow
 def test_copies_do_not_slow_it_down():
     calls = []
     for copies in (5, 40):

@@ -190,12 +190,14 @@ def test_nothing_is_added_to_what_was_begun_elsewhere(stores, tmp_path, attribut
     ("before", "more", "computed"),
     [
         ({"seeds": 3}, {"seeds": 5}, 2),
-        ({"seeds": 2}, {"seeds": 4}, 1),
-        ({"seeds": 3}, {"tau": (0.2, 0.1, 0.0)}, 4),
+        pytest.param({"seeds": 2}, {"seeds": 4}, 1, marks=pytest.mark.slow),
+        pytest.param({"seeds": 3}, {"tau": (0.2, 0.1, 0.0)}, 4, marks=pytest.mark.slow),
         ({"seeds": 2, "batch_size": 4, "tau": (0.0, 0.1)}, {"tau": (0.3,)}, 1),
-        ({"seeds": 2}, {"depth": (3, 1)}, 2),
+        pytest.param({"seeds": 2}, {"depth": (3, 1)}, 2, marks=pytest.mark.slow),
         ({"seeds": 3}, {"bottleneck": (1,), "seeds": 4}, 3),
-        ({"seeds": 5, "batch_size": 4, "group_size": 2}, {"seeds": 7}, 1),
+        pytest.param(
+            {"seeds": 5, "batch_size": 4, "group_size": 2}, {"seeds": 7}, 1, marks=pytest.mark.slow
+        ),
     ],
     ids=["seeds", "full chunks", "tau", "padded tau", "depth", "bottleneck and seeds", "groups"],
 )
@@ -234,14 +236,8 @@ def records_grew(store, spec, tmp_path):
         assert same, name
 
 
-@pytest.mark.parametrize(
-    ("depth", "more"),
-    [
-        ((1,), (3,)),
-        pytest.param((2,), (4,), marks=pytest.mark.slow),
-        pytest.param((3,), (1,), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("depth", "more"), [((1,), (3,)), ((2,), (4,)), ((3,), (1,))])
+@pytest.mark.slow
 def test_a_deeper_network_has_more_layers_to_record(stores, tmp_path, depth, more):
     store = copied(stores(seeds=2, probe=LAYERED, network={"depth": depth}), tmp_path)
     asked = bw.stored.extend(store, depth=more)
