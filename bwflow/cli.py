@@ -6,11 +6,11 @@ caches are read from the environment when jax and equinox are imported.
 
 import contextlib
 import io
-import platform
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -19,6 +19,7 @@ try:
 except ImportError:
     sys.exit("bwflow: the command line needs tyro: pip install 'bwflow[sweep]'")
 
+from bwflow import _versions
 from bwflow._arguments import Flag, parsed, parted
 from bwflow._process import configure, end_when_told
 from bwflow._spec import without_rules
@@ -32,13 +33,13 @@ _DESCRIPTION = """Gradient dynamics of matrix factorisations under the Bures-Was
 A study is a spec file: bwflow sweep --example > spec.toml writes one with all its fields explained;
 bwflow sweep spec.toml runs it, bwflow report STORE makes its table and its figure. bwflow --version
 prints what a bug report should name."""
-# What decides the numbers, and what reads and writes them.
-_PACKAGES = ("jax", "jaxlib", "diffrax", "optax", "equinox", "optimistix", "lineax", "jaxtyping")
-_PACKAGES += ("numpy", "scipy", "xarray", "zarr", "tyro", "matplotlib", "scikit-learn")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0 when done, 1 on failure, 2 on bad input, 130 when interrupted."""
+    """Entry point; returns 0 when done, 1 on failure, 2 on bad input, 130 when interrupted.
+
+    141 where its output was a pipe that was closed.
+    """
     if arguments is None:
         end_when_told()
         # A folder in a store that is not the store's harms nothing.
@@ -53,6 +54,10 @@ def _main(arguments: Sequence[str]) -> int:
         if run is None:
             return 0
         run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough; nothing is left to be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, ImportError) as error:
         return _refuse(error, 2)
     except KeyboardInterrupt:
@@ -73,7 +78,7 @@ def _refuse(message: object, code: int) -> int:
 
 def _asked(arguments: Sequence[str]) -> Callable[[], None] | None:
     if arguments == ["--version"]:
-        return _version
+        return _versions.show
     return parsed(arguments, _commands(arguments), _DESCRIPTION)
 
 
@@ -262,14 +267,6 @@ def _completion(shell: str) -> None:
         )
     # Names of files are completed where no option is, as they are without the script.
     print(script.getvalue().replace("complete -F", "complete -o default -F"), end="")
-
-
-def _version() -> None:
-    print(f"bwflow {metadata.version('bwflow')}")
-    print(f"Python {platform.python_version()} on {platform.platform()}")
-    for name in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            print(name, metadata.version(name))
 
 
 if __name__ == "__main__":

@@ -101,9 +101,10 @@ def gradient_flow(
     ------
     ValueError
         If `times` are not at least two increasing numbers, a tolerance, a step or a count is not
-        positive, the solver needs a `dt0`, the parameters are not finite arrays that fit together
-        and to the loss, coordinates other than `"factors"` get layers that are not balanced, a
-        matrix without a depth or another factorization, or an argument is not of its kind.
+        positive, both tolerances are below what the precision resolves, the solver needs a `dt0`,
+        the parameters are not finite arrays that fit together and to the loss, coordinates other
+        than `"factors"` get layers that are not balanced, a matrix without a depth or another
+        factorization, or an argument is not of its kind.
     RuntimeError
         If the solve fails and `throw` is true.
 
@@ -148,6 +149,8 @@ def gradient_flow(
         raise ValueError(f"times must be at least two numbers; got {times.size}.")
     rtol = _checks.scalar("rtol", rtol, dtype, positive=True)
     atol = _checks.scalar("atol", atol, dtype, positive=True)
+    if isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        _check_resolved(rtol, atol, jnp.finfo(dtype))
     if dt0 is not None:
         dt0 = _checks.scalar("dt0", dt0, dtype, positive=True)
     elif not isinstance(solver, diffrax.AbstractAdaptiveSolver):
@@ -229,6 +232,20 @@ def _check_parts(solver: Any, adjoint: Any, progress_meter: Any) -> None:
         ("progress_meter", progress_meter, diffrax.AbstractProgressMeter, "progress meter"),
     ):
         _checks.instance(name, part, kind, f"a diffrax {expected}")
+
+
+def _check_resolved(rtol: Any, atol: Any, resolution: Any) -> None:
+    """Refuse tolerances that no step can meet."""
+    if not _checks.is_concrete(rtol) or not _checks.is_concrete(atol):
+        return
+    if max(float(rtol), float(atol)) < resolution.eps:
+        advice = ""
+        if resolution.bits < 64:
+            advice = ' For double precision call jax.config.update("jax_enable_x64", True) first.'
+        raise ValueError(
+            f"rtol or atol must be at least {resolution.eps:.2g}, what {resolution.dtype} "
+            f"resolves; got {float(rtol):g} and {float(atol):g}.{advice}"
+        )
 
 
 @eqx.filter_jit

@@ -7,6 +7,7 @@ First every run is reduced to a few numbers, then these are pooled over axes. Of
 only the first step sees the records, one block of the grid at a time.
 """
 
+import functools
 import json
 import math
 import os
@@ -202,25 +203,37 @@ def _streamed(whole: xr.Dataset, blocks: Iterable[xr.Dataset]) -> dict[str, np.n
     return runs
 
 
-def per_run(ds: xr.Dataset, axes: Sequence[Hashable]) -> dict[str, np.ndarray]:
-    """What the statistics keep of every run of a dataset, by its axes; NaN where one is not done.
+def endings(ds: xr.Dataset, axes: Sequence[Hashable]) -> dict[str, np.ndarray]:
+    """How every run of a dataset ended, by its axes.
 
-    `duration` is the time or step of arrival, or of the end where a run did not arrive.
+    `duration` is the time or step of arrival, or of the end where a run did not arrive; NaN where
+    one is not done.
     """
-    shape = tuple(ds.sizes[axis] for axis in axes)
-
-    def grid(array: xr.DataArray, *last: str) -> np.ndarray:
-        sizes = {axis: ds.sizes[axis] for axis in (*axes, *last)}
-        return array.variable.set_dims(sizes).transpose(*sizes).values
-
-    hit = grid(ds["hit"]).astype(float)
+    hit = _grid(ds, axes, ds["hit"]).astype(float)
     done = ~np.isnan(hit)
     if "done" in ds:
-        done &= grid(ds["done"]).astype(bool)
-    success = done & grid(ds["success"]).astype(bool)
+        done &= _grid(ds, axes, ds["done"]).astype(bool)
+    success = done & _grid(ds, axes, ds["success"]).astype(bool)
     arrived = success & (hit < np.inf)
-    clock, start = _clock(ds), ds["loss"].isel(save=0, drop=True)
-    times, gap = grid(clock, "save"), grid(ds["gap"], "save")
+    end = _grid(ds, axes, _clock(ds).max("save"))
+    duration = np.where(done, np.where(arrived, hit, end), np.nan)
+    return {"done": done, "arrived": arrived, "failed": done & ~success, "duration": duration}
+
+
+def _grid(ds: xr.Dataset, axes: Sequence[Hashable], array: xr.DataArray, *last: str) -> np.ndarray:
+    """A variable of a dataset along all its axes."""
+    sizes = {axis: ds.sizes[axis] for axis in (*axes, *last)}
+    return array.variable.set_dims(sizes).transpose(*sizes).values
+
+
+def per_run(ds: xr.Dataset, axes: Sequence[Hashable]) -> dict[str, np.ndarray]:
+    """What the statistics keep of every run of a dataset, by its axes; NaN where not done."""
+    shape = tuple(ds.sizes[axis] for axis in axes)
+    grid = functools.partial(_grid, ds, axes)
+    ended = endings(ds, axes)
+    success = ended["done"] & ~ended["failed"]
+    hit, start = grid(ds["hit"]).astype(float), ds["loss"].isel(save=0, drop=True)
+    times, gap = grid(_clock(ds), "save"), grid(ds["gap"], "save")
     rounding = 100 * np.finfo(start.dtype).eps * grid(start).astype(float)
     fits = np.full((2, *shape), np.nan)
     size = max(1, _AT_ONCE // times.shape[-1])
@@ -230,15 +243,8 @@ def per_run(ds: xr.Dataset, axes: Sequence[Hashable]) -> dict[str, np.ndarray]:
         # Contiguous: the order in which numpy adds, and so the last bit, hangs on the layout.
         of_some = [np.ascontiguousarray(x[some], float) for x in (times, gap, hit, rounding)]
         fits[:, *some] = _late_decay(*of_some)
-    return {
-        "done": done,
-        "arrived": arrived,
-        "failed": done & ~success,
-        "duration": np.where(done, np.where(arrived, hit, grid(clock.max("save"))), np.nan),
-        "late_rate": fits[0],
-        "late_slope": fits[1],
-        "steps": np.where(done, grid(ds["num_steps"]), np.nan),
-    }
+    steps = np.where(ended["done"], grid(ds["num_steps"]), np.nan)
+    return ended | {"late_rate": fits[0], "late_slope": fits[1], "steps": steps}
 
 
 def _late_decay(

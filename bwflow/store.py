@@ -9,7 +9,6 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import xarray as xr
@@ -17,9 +16,10 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore  # of a path as it stands: ~ and :: have no other meaning
 
+from bwflow import _versions
+
 __all__ = ["DamagedStoreError", "is_store", "open", "read", "write"]
 
-_PACKAGES = ("bwflow", "jax", "jaxlib", "diffrax", "optax", "equinox", "lineax", "optimistix")
 # What a damaged store makes of the file system's errors; others are not the store's.
 _DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _SCRATCH = ".draft"
@@ -67,7 +67,7 @@ def write(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that determine the numbers."""
-    return {name: version(name) for name in _PACKAGES}
+    return _versions.of(_versions.NUMERIC)
 
 
 def write_into(ds: xr.Dataset, path: Path) -> None:

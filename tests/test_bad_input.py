@@ -636,6 +636,13 @@ row(
     r"rtol must be positive; got 1e-300 \(in float32\)",
 )
 row(
+    "gradient_flow(rtol)",
+    "what float32 does not resolve",
+    lambda: with_x64(False, run, params=(np.eye(2, dtype=np.float32),), rtol=1e-8, atol=1e-9),
+    r"rtol or atol must be at least 1.2e-07, what float32 resolves; got 1e-08 and 1e-09\. "
+    r'For double precision call jax.config.update\("jax_enable_x64", True\) first',
+)
+row(
     "geometric",
     "condition below 1",
     lambda: covariances.geometric(3, 0.5),

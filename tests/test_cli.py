@@ -351,6 +351,27 @@ def test_the_versions_are_those_a_bug_report_should_name(capsys):
         assert f"{name} {metadata.version(name)}" in lines
 
 
+def test_the_versions_are_told_without_what_the_command_line_needs(capsys):
+    code = "import sys; sys.modules['tyro'] = None; from bwflow.__main__ import main; main()"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True
+    )
+    assert cli.main(["--version"]) == 0
+    assert found.stdout == capsys.readouterr().out
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(folder):
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run(
+        [sys.executable, "-m", "bwflow", "completion", "bash"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (141, b"")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_a_completion_script_names_commands_and_options(shell, capsys):
     assert cli.main(["completion", shell]) == 0

@@ -440,6 +440,10 @@ def test_what_cannot_run_is_refused_by_key(path, value):
             {"flow": {"first_save": 99.9999}, "precision": "float32"},
             "flow.first_save must leave room for 100 times that differ in float32 up to 100.0",
         ),
+        (
+            {"flow": {"rtol": 1e-8, "atol": 1e-9}, "precision": "float32"},
+            "flow.rtol or flow.atol must be at least 1.2e-07, what float32 resolves; got 1e-08 and",
+        ),
     ],
 )
 def test_fields_that_do_not_fit_together_are_refused(data, message):

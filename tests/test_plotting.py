@@ -131,7 +131,9 @@ def test_sweeps_without_a_probe_are_refused(ds, probe):
 def test_sweeps_whose_seeds_have_different_times_are_refused(ds):
     times = TIMES * (1 + np.arange(SEEDS)[:, None])
     one = cell(ds).assign_coords(time=(("seed", "save"), times))
-    with pytest.raises(ValueError, match=r"one time for all seeds; got \('seed', 'save'\)"):
+    with pytest.raises(
+        ValueError, match=r"one time for all records of all runs; got \('seed', 'save'\)"
+    ):
         plotting.gap_bands(one)
 
 

@@ -46,12 +46,7 @@ def records_of(run: object) -> Records:
         arrays = {name: np.asarray(probe) for name, probe in run.probes.items()}
         return Records(run.clock, clock[0], arrays)
     assert isinstance(run, xr.Dataset)
-    if "dynamics" in run.dims:
-        raise ValueError("run must be of one dynamics, such as ds.sel(dynamics='flow').")
-    kind = _style.clock_of(run)
-    if kind not in run.variables or run[kind].dims != ("save",):
-        found = run[kind].dims if kind in run.variables else "none"
-        raise ValueError(f"run must have one {kind} for all records; got {found}.")
+    kind = _style.clock_of("run", run)
     own = ("save", "layer", "row", "rank", "column")
     arrays = {}
     for name, variable in run.data_vars.items():

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from bwflow import _checks
 from bwflow.plotting import _style
-from bwflow.plotting._style import clock_of
 
 
 def gap_bands(
@@ -46,24 +45,17 @@ def gap_bands(
         different times; if `ax` is none of matplotlib's.
     """
     _checks.instance("ds", ds, xr.Dataset, "an xarray.Dataset, as bwflow.sweep returns it")
-    _checks.instance("ax", ax, (Axes, type(None)), "an Axes of matplotlib or None")
     for name in ("loss", "gap"):
         if name not in ds or set(ds[name].dims) != {"seed", "save"}:
             found = ds[name].dims if name in ds else "none"
             raise ValueError(f"ds must be a sweep over seed alone with probe {name}; got {found}.")
-    clock = clock_of(ds)
-    found = ds[clock].dims if clock in ds.variables else "none"
-    if found != ("save",):
-        raise ValueError(f"ds must have one {clock} for all seeds; got {found}.")
+    clock = _style.clock_of("ds", ds)
     ax = _style.axes_or_current(ax)
     start = ds["loss"].isel(save=0)
     ds = ds.isel(save=np.flatnonzero(ds[clock].values > 0))
     gap = (ds["gap"] / start.where(start > 0)).clip(_floor(ds), _style.CEILING)
-    known = gap.notnull().any("seed").values
-    gap, t = gap.isel(save=known), ds[clock].values[known]
-    low, middle, high = (gap.quantile(q, "seed").values if t.size else t for q in (0.25, 0.5, 0.75))
-    ax.fill_between(t, low, high, color=colour, alpha=0.2, linewidth=0)
-    ax.plot(t, middle, color=colour, label=label, linewidth=1.6)
+    runs = gap.transpose("seed", "save").values
+    _style.line_or_band(ax, ds[clock].values, runs, colour=colour, label=label)
     ax.set(xscale="log", yscale="log", xlabel=_style.CLOCKS[clock])
     return ax
 

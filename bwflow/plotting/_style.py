@@ -81,7 +81,13 @@ def finish(ax: Axes, **labels: str) -> Axes:
 
 
 def line_or_band(
-    ax: Axes, x: np.ndarray, runs: np.ndarray, *, index: int, label: str | None = None
+    ax: Axes,
+    x: np.ndarray,
+    runs: np.ndarray,
+    *,
+    colour: str,
+    dash: str = DASHES[0],
+    label: str | None = None,
 ) -> None:
     """The curve of one run, or median and quartile band of several; a row of `runs` is a run.
 
@@ -92,12 +98,23 @@ def line_or_band(
     x, runs = x[known], runs[:, known]
     low, middle, high = np.nanquantile(runs, (0.25, 0.5, 0.75), axis=0) if x.size else (x, x, x)
     if len(runs) > 1:
-        ax.fill_between(x, low, high, color=colour(index), alpha=0.2, linewidth=0)
-    ax.plot(x, middle, dash(index), color=colour(index), label=label, linewidth=1.6)
+        ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    ax.plot(x, middle, dash, color=colour, label=label, linewidth=1.6)
 
 
-def clock_of(ds: xr.Dataset) -> str:
-    """`time` for flows and `step` for descents."""
+def clock_of(argument: str, ds: xr.Dataset, *, shared: bool = True) -> str:
+    """What the records of these runs are at: `time` for flows, `step` for descents."""
+    if "dynamics" in ds.dims:
+        raise ValueError(f"{argument} must be of one dynamics, such as ds.sel(dynamics='flow').")
     if "dynamics" in ds.coords:
-        return "time" if ds["dynamics"].item() == "flow" else "step"
-    return "time" if "time" in ds.coords else "step"
+        clock = "time" if ds["dynamics"].item() == "flow" else "step"
+    else:
+        clock = "time" if "time" in ds.coords else "step"
+    found = ds[clock].dims if clock in ds.variables else ()
+    if "save" not in found or (shared and found != ("save",)):
+        whose = "one" if shared else "the"
+        raise ValueError(
+            f"{argument} must have {whose} {clock} for all records of all runs; "
+            f"got {found or 'none'}."
+        )
+    return clock

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 
 from bwflow import _checks, statistics
 from bwflow.plotting import _style
-from bwflow.plotting._style import clock_of
 
 _Data = TypeVar("_Data", xr.DataArray, xr.Dataset)
 
@@ -71,13 +70,14 @@ def bands(
         raise ValueError(f"name must be recorded along the runs if x is left out; got {name!r}.")
     if not over_records and "save" in ds[name].dims:
         raise ValueError(f"name must be one number for each run against x; got {name!r}.")
-    clock = _clock(ds) if over_records else None
+    clock = _style.clock_of("ds", ds) if over_records else None
     along = "save" if over_records else x
     at = ds[clock if over_records else along].values.astype(float)
     ax = _style.axes_or_current(ax)
     for index, (label, part) in enumerate(_parts(ds[name], by)):
         runs = part.transpose(..., along).values.reshape(-1, at.size).astype(float)
-        _style.line_or_band(ax, at, runs, index=index, label=label)
+        kind = {"colour": _style.colour(index), "dash": _style.dash(index)}
+        _style.line_or_band(ax, at, runs, label=label, **kind)
     if over_records:
         ax.set_xscale("log", nonpositive="mask")
     if name in ("loss", "gap", "gradient_norm", "residual"):
@@ -132,19 +132,17 @@ def survival(
     [1.0, 0.75, 0.5, 0.25, 0.25]
     """
     _dataset(ds, ("hit", "success"), (by,))
-    clock = _clock(ds, shared=False)
+    clock = _style.clock_of("ds", ds, shared=False)
     confidence = float(_checks.numbers("confidence", confidence, float, minimum=0.0))
     if not confidence < 1:
         raise ValueError(f"confidence must be in [0, 1); got {confidence:g}.")
     ax = _style.axes_or_current(ax)
-    end = ds[clock].max("save").broadcast_like(ds["hit"])
-    done = ds["hit"].notnull() & (ds["done"].astype(bool) if "done" in ds else True)
-    arrived = done & ds["success"].astype(bool) & (ds["hit"] < np.inf)
-    runs = xr.Dataset({"t": ds["hit"].where(arrived, end), "arrived": arrived, "done": done})
+    known = statistics.endings(ds, ds["hit"].dims)
+    runs = xr.Dataset({name: (ds["hit"].dims, values) for name, values in known.items()})
     first = float(ds[clock].where(ds[clock] > 0).min())
-    for index, (label, part) in enumerate(_parts(runs, by)):
+    for index, (label, part) in enumerate(_parts(runs.assign_coords(ds["hit"].coords), by)):
         done = part["done"].values.ravel()
-        t, arrived = (part[name].values.ravel()[done] for name in ("t", "arrived"))
+        t, arrived = (part[name].values.ravel()[done] for name in ("duration", "arrived"))
         if t.size:
             _draw_survival(ax, t, arrived, first, confidence, index, label)
     ax.set_xscale("log", nonpositive="mask")
@@ -284,18 +282,6 @@ def _dataset(ds: xr.Dataset, names: Sequence[str], axes: Sequence[str | None]) -
 
 def _listed(names: Iterable[Hashable]) -> str:
     return ", ".join(map(str, names)) or "none"
-
-
-def _clock(ds: xr.Dataset, *, shared: bool = True) -> str:
-    """`time` or `step`: what the records of these runs are at."""
-    if "dynamics" in ds.dims:
-        raise ValueError("ds must be of one dynamics, such as ds.sel(dynamics='flow').")
-    clock = clock_of(ds)
-    if clock not in ds.variables:
-        raise ValueError(f"ds must have the {clock}s of its records; it has {_listed(ds.coords)}.")
-    if shared and ds[clock].dims != ("save",):
-        raise ValueError(f"ds must have one {clock} for all runs; got {ds[clock].dims}.")
-    return clock
 
 
 def _parts(data: _Data, by: str | None) -> list[tuple[str | None, _Data]]:
