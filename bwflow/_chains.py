@@ -18,6 +18,13 @@ def widths(factors: Factors) -> Widths:
     ValueError
         If `factors` is not a tuple or is empty, one of them is not a real floating matrix or is
         empty, dtypes differ, or neighbours do not fit. Every function of factors refuses these.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bwflow import factors
+    >>> factors.widths((jnp.ones((4, 3)), jnp.ones((2, 4))))
+    (3, 4, 2)
     """
     shapes = [W.shape for W in layers_of(factors)]
     return (shapes[0][1], *(shape[0] for shape in shapes))

@@ -17,7 +17,21 @@ Discrepancy: TypeAlias = Literal["bures_wasserstein", "frobenius"]
 def minimizing_eigenvalues(
     target: Target, rank: int, *, tau: ArrayLike = 0.0
 ) -> Float[Array, " m"]:
-    """Eigenvalues `(lambda_i - tau)_+` for `i <= rank`, else 0, of the minimiser."""
+    """Eigenvalues `(lambda_i - tau)_+` for `i <= rank`, else 0, of the minimiser.
+
+    Raises
+    ------
+    ValueError
+        If `target` is no `Target`, `rank` no positive integer, or `tau` negative.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> target = bw.Target(jnp.diag(jnp.array([4.0, 2.0, 1.0])))
+    >>> bw.landscape.minimizing_eigenvalues(target, 2, tau=0.5).tolist()
+    [3.5, 1.5, 0.0]
+    """
     _checks.instance("target", target, Target, "a bwflow.Target")
     rank = _checks.positive_int("rank", rank)
     lam = target.eigenvalues

@@ -8,14 +8,38 @@ from bwflow import _checks
 
 
 def power_law(n: int, exponent: ArrayLike = 1.0, *, dtype: DTypeLike = float) -> Float[Array, " n"]:
-    """Eigenvalues `i^{-exponent}`, `i = 1..n` (Zipf's law)."""
+    """Eigenvalues `i^{-exponent}`, `i = 1..n` (Zipf's law).
+
+    Raises
+    ------
+    ValueError
+        If `n` is no positive integer, or `exponent` or `dtype` not of its kind.
+
+    Examples
+    --------
+    >>> from bwflow import covariances
+    >>> covariances.power_law(4, 2.0).tolist()
+    [1.0, 0.25, 0.1111111111111111, 0.0625]
+    """
     n, dtype = _checks.positive_int("n", n), _checks.floating_dtype("dtype", dtype)
     exponent = _checks.scalar("exponent", exponent, dtype)
     return jnp.arange(1, n + 1, dtype=dtype) ** -exponent
 
 
 def geometric(n: int, condition: float, *, dtype: DTypeLike = float) -> Float[Array, " n"]:
-    """Eigenvalues `condition^{-(i-1)/(n-1)}`, from 1 down to `1 / condition`."""
+    """Eigenvalues `condition^{-(i-1)/(n-1)}`, from 1 down to `1 / condition`.
+
+    Raises
+    ------
+    ValueError
+        If `n` is no positive integer, `condition` below 1, or `dtype` not of its kind.
+
+    Examples
+    --------
+    >>> from bwflow import covariances
+    >>> [round(x, 6) for x in covariances.geometric(3, 100.0).tolist()]
+    [1.0, 0.1, 0.01]
+    """
     n, dtype = _checks.positive_int("n", n), _checks.floating_dtype("dtype", dtype)
     _checks.scalar("condition", condition, dtype, minimum=1.0)
     return jnp.geomspace(1.0, 1.0 / condition, n, dtype=dtype)
@@ -24,7 +48,19 @@ def geometric(n: int, condition: float, *, dtype: DTypeLike = float) -> Float[Ar
 def step(
     n: int, rank: int, low: ArrayLike = 0.0, *, dtype: DTypeLike = float
 ) -> Float[Array, " n"]:
-    """Eigenvalues 1, `rank` times, then `low`."""
+    """Eigenvalues 1, `rank` times, then `low`.
+
+    Raises
+    ------
+    ValueError
+        If `n` or `rank` is no positive integer, `rank` above `n`, or `low` not in [0, 1].
+
+    Examples
+    --------
+    >>> from bwflow import covariances
+    >>> covariances.step(4, 2, 0.25).tolist()
+    [1.0, 1.0, 0.25, 0.25]
+    """
     n, dtype = _checks.positive_int("n", n), _checks.floating_dtype("dtype", dtype)
     if _checks.positive_int("rank", rank) > n:
         raise ValueError(f"rank must be at most n={n}; got {rank}.")

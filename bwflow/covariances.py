@@ -355,14 +355,43 @@ def from_spectrum(
 
 
 def haar(key: PRNGKeyArray, n: int, *, dtype: DTypeLike = float) -> Float[Array, "n n"]:
-    """Uniformly distributed orthogonal matrix: QR of a Gaussian one, signs of R divided out."""
+    """Uniformly distributed orthogonal matrix: QR of a Gaussian one, signs of R divided out.
+
+    Raises
+    ------
+    ValueError
+        If `key` is no key of `jax.random`, `n` no positive integer, or `dtype` not of its kind.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> from bwflow import covariances
+    >>> Q = covariances.haar(jax.random.key(0), 3)
+    >>> bool(jnp.allclose(Q @ Q.T, jnp.eye(3), atol=1e-6))
+    True
+    """
     _checks.random_key("key", key)
     n, dtype = _checks.positive_int("n", n), _checks.floating_dtype("dtype", dtype)
     return jax.random.orthogonal(key, n, dtype=dtype)
 
 
 def wishart(key: PRNGKeyArray, n: int, *, dof: int, dtype: DTypeLike = float) -> Target:
-    """Target `G G^T / dof` with `G` an `n x dof` standard Gaussian; of rank `min(n, dof)`."""
+    """Target `G G^T / dof` with `G` an `n x dof` standard Gaussian; of rank `min(n, dof)`.
+
+    Raises
+    ------
+    ValueError
+        If `key` is no key of `jax.random`, `n` or `dof` no positive integer, or `dtype` not of its
+        kind.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from bwflow import covariances
+    >>> target = covariances.wishart(jax.random.key(0), 4, dof=2)
+    >>> target.dim, target.rank
+    (4, 2)
+    """
     _checks.random_key("key", key)
     shape = (_checks.positive_int("n", n), _checks.positive_int("dof", dof))
     G = jax.random.normal(key, shape, dtype=_checks.floating_dtype("dtype", dtype))

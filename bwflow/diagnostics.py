@@ -106,7 +106,16 @@ def record(*names: str) -> Record:
 
 
 def standard(loss: Loss, params: Params) -> dict[str, Array]:
-    """Loss and gradient norm, and the gap where the loss knows its minimum."""
+    """Loss and gradient norm, and the gap where the loss knows its minimum.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> loss = bw.losses.BuresWasserstein(bw.Target(4.0 * jnp.eye(2)), tau=0.0)
+    >>> {name: float(x) for name, x in bw.diagnostics.standard(loss, (jnp.eye(2),)).items()}
+    {'loss': 2.0, 'gap': 2.0, 'gradient_norm': 2.8284271247461903}
+    """
     return _standard(loss)(loss, params)
 
 

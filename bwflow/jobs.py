@@ -144,6 +144,17 @@ def work(path: str | Path, *, part: int, parts: int, progress: bool = True) -> N
     ------
     ValueError, OSError
         As `run`; if `part` is not one of `1, ..., parts`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import bwflow as bw
+    >>> spec = bw.Experiment(dynamics=("descent",), seeds=2)
+    >>> folder = bw.stored.create(spec, f"{tempfile.mkdtemp()}/mine")
+    >>> for part in (1, 2):  # on two machines, say
+    ...     bw.jobs.work(folder, part=part, parts=2, progress=False)
+    >>> bool(bw.store.open(folder)["done"].all())
+    True
     """
     path = store.check_store(path)
     part, parts = (_checks.positive_int(name, n) for name, n in (("part", part), ("parts", parts)))
@@ -313,6 +324,15 @@ def slurm(
     Notes
     -----
     Tasks that died are made up for by submitting again: what is done is not done again.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import bwflow as bw
+    >>> folder = bw.stored.create(bw.Experiment(seeds=2), f"{tempfile.mkdtemp()}/mine")
+    >>> script = bw.jobs.slurm(folder, array=4, options=["--gpus=1"], submit=False)
+    >>> [line for line in script.splitlines() if "array" in line]
+    ['#SBATCH --array=1-4']
     """
     array = _checks.positive_int("array", array)
     spec = stored.experiment_of(path)

@@ -27,7 +27,15 @@ full_precision = jax.default_matmul_precision("highest")
 
 
 def symmetrize(X: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """`(X + X^T) / 2`."""
+    """`(X + X^T) / 2`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bwflow import linalg
+    >>> linalg.symmetrize(jnp.array([[1.0, 4.0], [0.0, 1.0]])).tolist()
+    [[1.0, 2.0], [2.0, 1.0]]
+    """
     return (X + X.T) / 2
 
 
@@ -43,6 +51,14 @@ def after(tree: Any, *earlier: Array) -> Any:
     Batched decompositions side by side in one program may wait for each other for good in XLA's CPU
     runtime, each in a thread of the pool that the others need, unless one depends on the other by a
     number; XLA drops an optimisation barrier.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bwflow import linalg
+    >>> Q = jnp.linalg.qr(jnp.eye(2))[0]
+    >>> linalg.after(jnp.ones(2), Q).tolist()
+    [1.0, 1.0]
     """
     firsts = [lax.stop_gradient(x)[(slice(1),) * x.ndim] for x in earlier]
     zero = sum((0 * jnp.sum(jnp.where(jnp.isfinite(x), x, 0)) for x in firsts), start=0.0)

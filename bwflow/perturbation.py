@@ -119,7 +119,16 @@ def perturbed(
 
 
 def in_ball(key: PRNGKeyArray, tree: Any, radius: ArrayLike) -> Any:
-    """A pytree like another, uniform in the ball of a radius around zero."""
+    """A pytree like another, uniform in the ball of a radius around zero.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> from bwflow import perturbation
+    >>> x = perturbation.in_ball(jax.random.key(0), jnp.zeros((3, 2)), 0.5)
+    >>> x.shape, bool(jnp.linalg.norm(x) <= 0.5)
+    ((3, 2), True)
+    """
     entries, unravel = ravel_pytree(tree)
     direction, length = jax.random.split(key)
     x = jax.random.normal(direction, entries.shape, entries.dtype)

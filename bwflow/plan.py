@@ -139,7 +139,14 @@ def _cell(
 
 
 def describe(experiment: Experiment, n: int | None = None) -> str:
-    """The cells of a study as a table, with totals."""
+    """The cells of a study as a table, with totals.
+
+    Examples
+    --------
+    >>> import bwflow as bw
+    >>> print(bw.plan.describe(bw.Experiment(dynamics=("descent",), seeds=8)).splitlines()[0])
+    dynamics  N  widths    runs  batches  steps  a batch
+    """
     planned = cells(experiment, n)
     rows = [("dynamics", "N", "widths", "runs", "batches", "steps", "a batch")]
     for cell in planned:

@@ -187,7 +187,16 @@ def _pace(folder: Path) -> tuple[float, bool]:
 
 
 def describe(found: Status) -> str:
-    """A status as text."""
+    """A status as text.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import bwflow as bw
+    >>> folder = bw.stored.create(bw.Experiment(seeds=2), f"{tempfile.mkdtemp()}/mine")
+    >>> print(bw.progress.describe(bw.progress.status(folder)).splitlines()[0])
+    runs      0 of 4 done (0 %), 0 arrived
+    """
     share = 100 * found.done // found.runs
     lines = [("runs", f"{found.done} of {found.runs} done ({share} %), {found.arrived} arrived")]
     failed = {name: n for name, n in found.outcomes.items() if name != "successful"}

@@ -36,6 +36,13 @@ def table(ds: xr.Dataset | str | Path) -> str:
     or step (descent) at which the gap to the known optimum fell below `tolerance * L(0)`;
     `late decay` the fitted law of the gap at the end; `waiting` what `statistics.lockstep` calls
     wasted, over all smoothings.
+
+    Examples
+    --------
+    >>> import bwflow as bw
+    >>> spec = bw.Experiment(dynamics=("descent",), seeds=2)
+    >>> print(bw.report.table(bw.study.run(spec, progress=False)).splitlines()[0].split()[:4])
+    ['dynamics', 'N', 'width', 'tau']
     """
     stats = statistics.summary(ds)
     if not isinstance(ds, xr.Dataset):
@@ -134,6 +141,13 @@ def experiment_of(ds: xr.Dataset) -> Experiment:
     ------
     ValueError
         If the dataset does not come from `bwflow.study.run`.
+
+    Examples
+    --------
+    >>> import bwflow as bw
+    >>> spec = bw.Experiment(dynamics=("descent",), seeds=2)
+    >>> bw.report.experiment_of(bw.study.run(spec, progress=False)) == spec
+    True
     """
     if not isinstance(ds, xr.Dataset):
         raise ValueError(f"ds must be a dataset of bwflow.study.run; got {type(ds).__name__}.")
@@ -147,7 +161,15 @@ def experiment_of(ds: xr.Dataset) -> Experiment:
 
 
 def describe(ds: xr.Dataset) -> str:
-    """What a study holds, as text: axes, records, how the runs ended, versions."""
+    """What a study holds, as text: axes, records, how the runs ended, versions.
+
+    Examples
+    --------
+    >>> import bwflow as bw
+    >>> spec = bw.Experiment(dynamics=("descent",), seeds=2)
+    >>> print(bw.report.describe(bw.study.run(spec, progress=False)).splitlines()[1])
+    target               geometric, n = 10
+    """
     spec = experiment_of(ds)
     axes = ds["hit"].dims
     flags = ds["done"].load() if "done" in ds else xr.ones_like(ds["success"])
@@ -176,7 +198,19 @@ def describe(ds: xr.Dataset) -> str:
 
 
 def compare(again: xr.Dataset, ds: xr.Dataset) -> str:
-    """How one run, made again, agrees with the stored one, as text."""
+    """How one run, made again, agrees with the stored one, as text.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import bwflow as bw
+    >>> spec = bw.Experiment(dynamics=("descent",), seeds=2)
+    >>> folder = bw.stored.create(spec, f"{tempfile.mkdtemp()}/mine")
+    >>> bw.jobs.run(folder, progress=False)
+    >>> again = bw.stored.rerun(folder, seed=1)
+    >>> print(bw.report.compare(again, bw.store.open(folder)).splitlines()[0])
+    run     dynamics descent, depth 2, bottleneck 10, tau 0.0, seed 1
+    """
     point = {axis: again[axis].values[0] for axis in again["hit"].dims}
     stored = ds.sel(point)
     where = ", ".join(f"{axis} {value}" for axis, value in point.items())
@@ -212,6 +246,15 @@ def write(ds: xr.Dataset | str | Path, folder: str | Path) -> tuple[str, list[Pa
     ------
     ValueError
         If the dataset does not come from `bwflow.study.run`, or the folder cannot be made.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import bwflow as bw
+    >>> spec = bw.Experiment(dynamics=("descent",), seeds=2)
+    >>> text, paths = bw.report.write(bw.study.run(spec, progress=False), tempfile.mkdtemp())
+    >>> [path.name for path in paths]
+    ['table.txt', 'figure.png']
     """
     try:
         import matplotlib.pyplot as plt

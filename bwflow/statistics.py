@@ -123,6 +123,13 @@ def algebraic_decay(ds: xr.Dataset) -> xr.DataArray:
     ------
     ValueError
         If `ds` is no dataset, or has `target_eigenvalues` and lacks another variable of a study.
+
+    Examples
+    --------
+    >>> import bwflow as bw
+    >>> spec = bw.Experiment(dynamics=("descent",), seeds=2, tau=(0.0, 0.5))
+    >>> bw.statistics.algebraic_decay(bw.study.run(spec, progress=False)).squeeze().values.tolist()
+    [False, True]
     """
     _require(ds, (), "what bwflow.study.run returns")
     if "target_eigenvalues" not in ds:

@@ -190,6 +190,14 @@ def open(path: str | Path) -> xr.Dataset:
     ------
     ValueError
         If there is no Zarr store at `path`, it has the format of a later bwflow, or is damaged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import bwflow as bw
+    >>> folder = bw.stored.create(bw.Experiment(seeds=2), f"{tempfile.mkdtemp()}/mine")
+    >>> bw.store.open(folder)["hit"].dims
+    ('dynamics', 'depth', 'bottleneck', 'tau', 'seed')
     """
     path = check_store(path)
     with damage(path):
@@ -210,6 +218,14 @@ def read(path: str | Path) -> xr.Dataset:
     ------
     ValueError
         If there is no Zarr store at `path`, or it is damaged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import bwflow as bw
+    >>> folder = bw.stored.create(bw.Experiment(seeds=2), f"{tempfile.mkdtemp()}/mine")
+    >>> int(bw.store.read(folder)["done"].sum())
+    0
     """
     ds = open(path)
     with damage(place(path)):
@@ -305,7 +321,16 @@ def check_store(path: str | Path) -> Path:
 
 
 def is_store(path: Path) -> bool:
-    """Whether there is something that says it is a Zarr store."""
+    """Whether there is something that says it is a Zarr store.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import bwflow as bw
+    >>> folder = bw.stored.create(bw.Experiment(seeds=2), f"{tempfile.mkdtemp()}/mine")
+    >>> bw.store.is_store(folder), bw.store.is_store(folder.parent)
+    (True, False)
+    """
     try:
         return (path / "zarr.json").is_file()
     except OSError:  # a name that is too long, a folder that may not be entered

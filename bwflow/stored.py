@@ -142,6 +142,14 @@ def experiment_of(path: str | Path) -> Experiment:
     ------
     ValueError
         If there is no store of a study, or its description is damaged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import bwflow as bw
+    >>> folder = bw.stored.create(bw.Experiment(seeds=2), f"{tempfile.mkdtemp()}/mine")
+    >>> bw.stored.experiment_of(folder) == bw.Experiment(seeds=2)
+    True
     """
     return Experiment.from_json(root(path)["experiment"])
 
@@ -214,6 +222,16 @@ def extend(
     ValueError
         If there is no store of a study, the seeds are fewer than there are, a value breaks a rule
         of the spec, the store was begun with other versions, or another process is extending it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import bwflow as bw
+    >>> folder = bw.stored.create(bw.Experiment(seeds=2), f"{tempfile.mkdtemp()}/mine")
+    >>> bw.stored.extend(folder, seeds=3, tau=(0.1,)).seeds
+    3
+    >>> bw.store.open(folder)["tau"].values.tolist()
+    [0.0, 0.1]
     """
     path = store.check_store(path)
     values = {"tau": tau, "depth": depth, "bottleneck": bottleneck, "dynamics": dynamics}
@@ -319,6 +337,14 @@ def repair(path: str | Path) -> tuple[list[str], list[Unit]]:
     ValueError
         If there is no store of a study, or the root of its description is damaged; if its target is
         damaged and cannot be made again as it was.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import bwflow as bw
+    >>> folder = bw.stored.create(bw.Experiment(seeds=2), f"{tempfile.mkdtemp()}/mine")
+    >>> bw.stored.repair(folder)
+    ([], [])
     """
     path = store.check_store(path)
     if "chunks" not in root(path):  # refuses, before anything is written
@@ -361,6 +387,16 @@ def rerun(path: str | Path, **coordinates: Any) -> xr.Dataset:
     Notes
     -----
     A run alone and a run among others differ in rounding.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import bwflow as bw
+    >>> spec = bw.Experiment(dynamics=("descent",), seeds=2)
+    >>> folder = bw.stored.create(spec, f"{tempfile.mkdtemp()}/mine")
+    >>> bw.jobs.run(folder, progress=False)
+    >>> float(bw.stored.rerun(folder, seed=1)["gap"].isel(save=-1).squeeze()) < 1e-2
+    True
     """
     path = store.check_store(path)
     attrs = root(path)

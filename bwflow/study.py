@@ -204,7 +204,16 @@ def target_size(spec: TargetSpec) -> int:
 
 
 def make_target(spec: TargetSpec, dtype: Any) -> Target:
-    """The target that a spec names."""
+    """The target that a spec names.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bwflow as bw
+    >>> spec = bw.experiment.TargetSpec(kind="step", n=3, rank=1)
+    >>> bw.study.make_target(spec, jnp.result_type(float)).eigenvalues.tolist()
+    [1.0, 0.0, 0.0]
+    """
     target = _read_target(spec, dtype) if spec.kind in ("digits", "file") else _recipe(spec, dtype)
     if spec.num_samples:
         key = jax.random.fold_in(jax.random.key(spec.seed), 1)

@@ -66,7 +66,16 @@ class Weighted(eqx.Module):
 
 
 def measured_matrix(operator: Any, M: Float[Array, "n p"]) -> Float[Array, " m"]:
-    """Measurements of a matrix that is given by its entries, by any operator."""
+    """Measurements of a matrix that is given by its entries, by any operator.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bwflow import operators
+    >>> A = operators.Dense(jnp.stack([jnp.eye(2), jnp.ones((2, 2))]))
+    >>> operators.measured_matrix(A, jnp.array([[1.0, 2.0], [2.0, 5.0]])).tolist()
+    [6.0, 10.0]
+    """
     if hasattr(operator, "of_matrix"):
         return operator.of_matrix(M)
     return operator(M, jnp.eye(M.shape[1], dtype=M.dtype))

@@ -43,6 +43,16 @@ def gap_bands(
     ValueError
         If `ds` is no dataset, has another axis left, lacks a probe or the times, or has seeds of
         different times; if `ax` is none of matplotlib's.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> from bwflow import plotting
+    >>> gap = np.exp(-np.arange(1, 4)[:, None] * np.array([0.0, 1.0, 2.0]))
+    >>> ds = xr.Dataset({"gap": (("seed", "save"), gap), "loss": (("seed", "save"), gap)},
+    ...                 {"time": ("save", [0.0, 1.0, 2.0])})
+    >>> plotting.gap_bands(ds).lines[0].get_ydata().round(3).tolist()
+    [0.135, 0.018]
     """
     _checks.instance("ds", ds, xr.Dataset, "an xarray.Dataset, as bwflow.sweep returns it")
     for name in ("loss", "gap"):
@@ -85,6 +95,14 @@ def convergence(ds: xr.Dataset) -> Figure:
     ------
     ValueError
         If `ds` is no dataset or lacks an axis or a probe of a study.
+
+    Examples
+    --------
+    >>> import bwflow as bw
+    >>> spec = bw.Experiment(dynamics=("descent",), seeds=2)
+    >>> figure = bw.plotting.convergence(bw.study.run(spec, progress=False))
+    >>> figure.axes[0].get_title()
+    'descent, N = 2, width 10'
     """
     _checks.instance("ds", ds, xr.Dataset, "an xarray.Dataset, as bwflow.study.run returns it")
     missing = {"dynamics", "depth", "bottleneck", "tau", "seed", "loss", "gap"} - set(ds.variables)
