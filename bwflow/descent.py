@@ -85,6 +85,8 @@ def gradient_descent(
     block, and with `until` one more. Without `until` the loop has a fixed length and is
     differentiable in both modes where the optimiser is; with it, in forward mode only. A fresh
     optimiser is a fresh program: keep the object, or sweep its numbers inside one `jax.vmap`.
+    A descent has succeeded if all stays finite, though its loss may have grown: whether it arrived
+    is what `until` says, by a finite `hit`.
 
     References
     ----------
