@@ -7,6 +7,7 @@ import numpy as np
 import optimistix as optx
 import pytest
 from helpers import (
+    GOLDEN,
     array,
     assert_close,
     by_precision,

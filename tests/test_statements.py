@@ -315,7 +315,7 @@ def test_descents(widths):
     check()
 
 
-@pytest.mark.parametrize("widths", SHAPES[:3], ids=str)
+@pytest.mark.parametrize("widths", [w for w in SHAPES if len(w) == 2], ids=str)
 def test_points(widths):
     @drawn
     @given(st.data())
