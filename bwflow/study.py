@@ -211,7 +211,7 @@ def make_target(spec: TargetSpec, dtype: Any) -> Target:
     >>> import jax.numpy as jnp
     >>> import bwflow as bw
     >>> spec = bw.experiment.TargetSpec(kind="step", n=3, rank=1)
-    >>> bw.study.make_target(spec, jnp.result_type(float)).eigenvalues.tolist()
+    >>> bw.study.make_target(spec, jnp.result_type(float)).covariance[0].tolist()
     [1.0, 0.0, 0.0]
     """
     target = _read_target(spec, dtype) if spec.kind in ("digits", "file") else _recipe(spec, dtype)
