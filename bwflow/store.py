@@ -314,8 +314,8 @@ def check_store(path: str | Path) -> Path:
         told = int(root["attributes"]["store_format"])  # absent before there were numbers
     if told > FORMAT:
         raise ValueError(
-            f"store {path} has format {told}, and bwflow {versions()['bwflow']} reads formats up to "
-            f"{FORMAT}; the later bwflow that wrote it opens it."
+            f"store {path} has format {told}, and bwflow {versions()['bwflow']} reads formats up "
+            f"to {FORMAT}; the later bwflow that wrote it opens it."
         )
     return path
 
