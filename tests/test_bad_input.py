@@ -1202,10 +1202,6 @@ for case, (call, message) in {
         lambda: plotting.gap_bands(EMPTY_SET),
         "ds must be a sweep over seed alone with probe loss; got none",
     ),
-    "bands in no axes": (
-        lambda: plotting.gap_bands(EMPTY_SET, ax="left"),
-        "ax must be an Axes of matplotlib or None; got 'left'",
-    ),
     "study of nothing": (
         lambda: plotting.convergence(EMPTY_SET),
         "ds must be what bwflow.study.run returns; it lacks bottleneck, depth, dynamics",

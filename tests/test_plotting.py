@@ -128,6 +128,11 @@ def test_sweeps_without_a_probe_are_refused(ds, probe):
         plotting.gap_bands(cell(ds).drop_vars(probe))
 
 
+def test_what_is_no_axes_is_refused(ds, as_installed):
+    with pytest.raises(ValueError, match="ax must be an Axes of matplotlib or None; got 'left'"):
+        plotting.gap_bands(cell(ds), ax="left")
+
+
 def test_sweeps_whose_seeds_have_different_times_are_refused(ds):
     times = TIMES * (1 + np.arange(SEEDS)[:, None])
     one = cell(ds).assign_coords(time=(("seed", "save"), times))
