@@ -6,7 +6,6 @@ caches are read from the environment when jax and equinox are imported.
 
 import contextlib
 import io
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -36,10 +35,7 @@ prints what a bug report should name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0 when done, 1 on failure, 2 on bad input, 130 when interrupted.
-
-    141 where its output was a pipe that was closed.
-    """
+    """Entry point; returns 0 when done, 1 on failure, 2 on bad input, 130 when interrupted."""
     if arguments is None:
         end_when_told()
         # A folder in a store that is not the store's harms nothing.
@@ -55,9 +51,8 @@ def _main(arguments: Sequence[str]) -> int:
             return 0
         run()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read has seen enough; nothing is left to be written at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except BrokenPipeError:
+        raise
     except (ValueError, ImportError) as error:
         return _refuse(error, 2)
     except KeyboardInterrupt:

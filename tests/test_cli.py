@@ -360,7 +360,8 @@ def test_the_versions_are_told_without_what_the_command_line_needs(capsys):
     assert found.stdout == capsys.readouterr().out
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(folder):
+@pytest.mark.parametrize("command", [["--version"], ["completion", "bash"]], ids=" ".join)
+def test_a_reader_that_has_seen_enough_is_no_error(folder, command):
     reader, writer = os.pipe()
     os.close(reader)
     found = subprocess.run(
