@@ -349,6 +349,8 @@ def test_a_matrix_with_holes_is_its_other_entries():
         (np.ones(3), None, r"M must be a real matrix"),
         (np.full((2, 2), np.nan), None, "M must have an observed entry; got none"),
         (np.ones((2, 2)), np.ones(2, bool), r"observed must have the shape of M; got \(2,\)"),
+        (HOLES, np.ones(HOLES.shape, bool), "M must be finite where it is observed; it holds NaN"),
+        (np.full((2, 2), np.inf), None, "M must be finite where it is observed"),
     ],
 )
 def test_matrices_without_entries_are_refused(M, observed, message, as_installed):

@@ -75,6 +75,10 @@ class Completion(Measured):
             raise ValueError(f"observed must have the shape of M; got {mask.shape}.")
         if not mask.any():
             raise ValueError("M must have an observed entry; got none.")
+        if not np.all(np.isfinite(values[mask])):
+            raise ValueError(
+                "M must be finite where it is observed; it holds NaN or infinity there."
+            )
         rows, columns = np.nonzero(mask)
         return cls(rows, columns, jnp.asarray(values[rows, columns]), values.shape)
 
