@@ -306,13 +306,13 @@ def test_drawn_input_runs_or_is_refused_in_one_line(library, text, arguments):
 
 
 @pytest.mark.slow
-@drawn(EXAMPLES or 2000)
+@drawn(EXAMPLES or 800)
 def test_much_drawn_input_runs_or_is_refused_in_one_line(library, text, arguments):
     check(library, text, arguments)
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=50, deadline=None, suppress_health_check=CHECKS)
 @given(text=studies())
 def test_drawn_studies_give_no_nan_for_a_result(library, text):
     check(library, text, ["sweep", "spec.toml", "--no-progress"])
