@@ -64,9 +64,9 @@ class Comparison(eqx.Module):
         return jnp.any(self.bounds < self.loss[..., None, :1], axis=-1)
 
     def __str__(self) -> str:
-        verdicts = {"proved": self.valid, "informative": self.informative, "holds": self.holds}
         if not _checks.is_concrete(self.bounds):
             return repr(self)
+        verdicts = {"proved": self.valid, "informative": self.informative, "holds": self.holds}
         rows = [["bound", *verdicts]]
         for i, name in enumerate(self.names):
             rows.append([name, *(_counted(x[..., i]) for x in verdicts.values())])
