@@ -1,29 +1,24 @@
 """`python -m bwflow`, and the command `bwflow`."""
 
-import os
 import sys
 
 from bwflow import _versions
-from bwflow._process import end_when_told
+from bwflow._process import end_when_told, reader_has_left
 
 
 def main() -> int:
-    """Entry point, which is ready for signals before it imports what takes long.
-
-    Returns what `bwflow.cli.main` does, and 141 where output went to a pipe that was closed.
-    """
+    """Entry point, which is ready for signals before it imports what takes long."""
     end_when_told()
-    try:
-        if sys.argv[1:] == ["--version"]:  # which needs none of what the other commands do
+    if sys.argv[1:] == ["--version"]:  # which needs none of what the other commands do
+        try:
             _versions.show()
             sys.stdout.flush()
-            return 0
-        from bwflow import cli
+        except BrokenPipeError:
+            return reader_has_left()
+        return 0
+    from bwflow import cli
 
-        return cli.main()
-    except BrokenPipeError:  # whoever read has seen enough; nothing is left to be written at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    return cli.main()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from bwflow._process import in_precision
 from bwflow._units import Grid, Unit, constants
 from bwflow.experiment import Experiment
 
+AXES = ("dynamics", "depth", "bottleneck", "tau", "seed")
 # Two programs at once, from two threads, have been seen to deadlock XLA on a CPU.
 _ONE_AT_A_TIME = threading.Lock()
 

@@ -25,6 +25,12 @@ def configure() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+def reader_has_left() -> int:
+    """Exit code for a pipe that was closed by its reader; nothing is left to be written at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+
+
 @contextlib.contextmanager
 def in_precision(precision: str) -> Iterator[None]:
     """Put this thread in a study's precision, whatever jax's setting is."""

@@ -20,7 +20,7 @@ except ImportError:
 
 from bwflow import _versions
 from bwflow._arguments import Flag, parsed, parted
-from bwflow._process import configure, end_when_told
+from bwflow._process import configure, end_when_told, reader_has_left
 from bwflow._spec import without_rules
 from bwflow._store_commands import COMMANDS, print_report
 from bwflow.experiment import Experiment
@@ -35,7 +35,10 @@ prints what a bug report should name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0 when done, 1 on failure, 2 on bad input, 130 when interrupted."""
+    """Entry point; returns 0 when done, 1 on failure, 2 on bad input, 130 when interrupted.
+
+    141 where its output was a pipe that was closed.
+    """
     if arguments is None:
         end_when_told()
         # A folder in a store that is not the store's harms nothing.
@@ -52,7 +55,7 @@ def _main(arguments: Sequence[str]) -> int:
         run()
         sys.stdout.flush()
     except BrokenPipeError:
-        raise
+        return reader_has_left()
     except (ValueError, ImportError) as error:
         return _refuse(error, 2)
     except KeyboardInterrupt:

@@ -210,8 +210,8 @@ def _streamed(whole: xr.Dataset, blocks: Iterable[xr.Dataset]) -> dict[str, np.n
     return runs
 
 
-def endings(ds: xr.Dataset, axes: Sequence[Hashable]) -> dict[str, np.ndarray]:
-    """How every run of a dataset ended, by its axes.
+def endings(ds: xr.Dataset, axes: Sequence[Hashable], clock: xr.DataArray) -> dict[str, np.ndarray]:
+    """How every run of a dataset, with records at the times or steps `clock`, ended, by its axes.
 
     `duration` is the time or step of arrival, or of the end where a run did not arrive; NaN where
     one is not done.
@@ -222,7 +222,7 @@ def endings(ds: xr.Dataset, axes: Sequence[Hashable]) -> dict[str, np.ndarray]:
         done &= _grid(ds, axes, ds["done"]).astype(bool)
     success = done & _grid(ds, axes, ds["success"]).astype(bool)
     arrived = success & (hit < np.inf)
-    end = _grid(ds, axes, _clock(ds).max("save"))
+    end = _grid(ds, axes, clock.max("save"))
     duration = np.where(done, np.where(arrived, hit, end), np.nan)
     return {"done": done, "arrived": arrived, "failed": done & ~success, "duration": duration}
 
@@ -237,10 +237,11 @@ def per_run(ds: xr.Dataset, axes: Sequence[Hashable]) -> dict[str, np.ndarray]:
     """What the statistics keep of every run of a dataset, by its axes; NaN where not done."""
     shape = tuple(ds.sizes[axis] for axis in axes)
     grid = functools.partial(_grid, ds, axes)
-    ended = endings(ds, axes)
+    clock = _clock(ds)
+    ended = endings(ds, axes, clock)
     success = ended["done"] & ~ended["failed"]
     hit, start = grid(ds["hit"]).astype(float), ds["loss"].isel(save=0, drop=True)
-    times, gap = grid(_clock(ds), "save"), grid(ds["gap"], "save")
+    times, gap = grid(clock, "save"), grid(ds["gap"], "save")
     rounding = 100 * np.finfo(start.dtype).eps * grid(start).astype(float)
     fits = np.full((2, *shape), np.nan)
     size = max(1, _AT_ONCE // times.shape[-1])

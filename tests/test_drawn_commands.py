@@ -18,7 +18,7 @@ from hypothesis import Phase, event, example, given, settings
 from hypothesis import strategies as st
 
 import bwflow as bw
-from bwflow import _compute, cli, jobs, store, stored, sweeps
+from bwflow import _compute, _rerun, cli, jobs, store
 
 pytestmark = pytest.mark.once
 
@@ -276,8 +276,7 @@ def _nothing_is_computed(library, tmp_path, monkeypatch, as_installed):
     monkeypatch.setattr(_compute, "compute", _stop)
     monkeypatch.setattr(jobs, "_run_locally", _stop)
     monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(run=_no_sbatch))
-    kept = SimpleNamespace(sweep=_stop, coordinate=sweeps.coordinate)
-    monkeypatch.setattr(stored, "sweeps", kept)
+    monkeypatch.setattr(_rerun, "sweeps", SimpleNamespace(sweep=_stop))
 
 
 @pytest.fixture(autouse=True)

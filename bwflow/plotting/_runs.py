@@ -71,8 +71,8 @@ def gap(
             raise ValueError(f"bounds must be of one run; got a batch {bounds.loss.shape[:-1]}.")
     ax = _style.axes_or_current(ax)
     index = len(ax.lines)
-    kind = {"colour": _style.colour(index), "dash": _style.dash(index)}
-    _style.line_or_band(ax, records.clock, values, label=label or name, **kind)
+    look = _style.look(index)
+    _style.line_or_band(ax, records.clock, values, label=label or name, **look)
     if bounds is not None:
         said = np.where(bounds.informative, "", " (says nothing here)")
         said = np.where(bounds.valid, said, " (not proved here)")

@@ -66,6 +66,11 @@ def dash(index: int) -> str:
     return DASHES[index // len(COLOURS) % len(DASHES)]
 
 
+def look(index: int) -> dict[str, str]:
+    """Colour and dash of the `index`-th thing drawn."""
+    return {"colour": colour(index), "dash": dash(index)}
+
+
 def axes_or_current(ax: object) -> Axes:
     """What a picture is drawn into."""
     _checks.instance("ax", ax, (Axes, type(None)), "an Axes of matplotlib or None")

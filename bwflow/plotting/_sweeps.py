@@ -76,8 +76,7 @@ def bands(
     ax = _style.axes_or_current(ax)
     for index, (label, part) in enumerate(_parts(ds[name], by)):
         runs = part.transpose(..., along).values.reshape(-1, at.size).astype(float)
-        kind = {"colour": _style.colour(index), "dash": _style.dash(index)}
-        _style.line_or_band(ax, at, runs, label=label, **kind)
+        _style.line_or_band(ax, at, runs, label=label, **_style.look(index))
     if over_records:
         ax.set_xscale("log", nonpositive="mask")
     if name in ("loss", "gap", "gradient_norm", "residual"):
@@ -137,7 +136,7 @@ def survival(
     if not confidence < 1:
         raise ValueError(f"confidence must be in [0, 1); got {confidence:g}.")
     ax = _style.axes_or_current(ax)
-    known = statistics.endings(ds, ds["hit"].dims)
+    known = statistics.endings(ds, ds["hit"].dims, ds[clock])
     runs = xr.Dataset({name: (ds["hit"].dims, values) for name, values in known.items()})
     first = float(ds[clock].where(ds[clock] > 0).min())
     for index, (label, part) in enumerate(_parts(runs.assign_coords(ds["hit"].coords), by)):
